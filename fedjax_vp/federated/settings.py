@@ -1,0 +1,237 @@
+"""Settings of a federated method: its levels and one choice in each slot.
+
+Every default of the engine stands here and nowhere else. The field names are the YAML keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedjax_vp.models.losses import LossSettings, default_loss
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Factor on a learning rate over the run: linear warm-up, then constant, linear or cosine to `final`."""
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: float = 0.0  # share of the rounds
+    final: float = 0.0  # factor at the last round (linear, cosine)
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.warmup < 1, f"schedule.warmup is {self.warmup}: give a share of the run in [0, 1)")
+        _require(self.final >= 0, f"schedule.final is {self.final}: give a factor of at least 0")
+
+
+@dataclass(frozen=True)
+class Average:
+    """Plain averaging with a server learning rate and heavy-ball momentum (FedAvg, FedAvgM)."""
+
+    kind: Literal["average"] = "average"
+    lr: float = 1.0
+    momentum: float = 0.0
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """FedAdagrad, FedYogi, FedAdam (Reddi et al. 2021): no bias correction, `tau` added to the root."""
+
+    kind: Literal["adagrad", "yogi", "adam"] = "adam"
+    lr: float = 1e-2
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+@dataclass(frozen=True)
+class Optax:
+    """Any optax optimiser by name, stepped once a round with minus the pooled update as its gradient."""
+
+    kind: Literal["optax"] = "optax"
+    name: str = "sgd"
+    lr: float = 1.0
+    options: dict[str, float] = field(default_factory=dict)
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+ServerOptimizer = Average | Adaptive | Optax
+
+
+@dataclass(frozen=True)
+class Level:
+    """One layer of the hierarchy: which sessions share a row, which leaves the rows hold, how rows move.
+
+    `by` is a label of the sessions ("video", "user", "user_category", "video_category", "edge", "session"),
+    several joined by "*" ("video*user_category": user category within the video), or "" for one row for all.
+    `owns` are shell patterns over parameter leaves; a leading "!" takes out ("*", "!video_table").
+    `shrinkage` is partial pooling (1 plain averaging, 0 deletes the level, "auto" empirical Bayes) and
+    `progress` the share h of the way to its optimum that one round covers (DESIGN: pooling).
+    `period`: pools every so many rounds (0: never by itself); `absorb`: every so many rounds the rows' weighted
+    mean moves up to the level above and the rows return to zero (HierFAVG's cloud step; 0: never).
+    """
+
+    name: str
+    by: str = ""
+    owns: tuple[str, ...] = ("*",)
+    shrinkage: float | Literal["auto"] = 1.0
+    progress: float = 1.0
+    server: ServerOptimizer = field(default_factory=Average)
+    period: int = 1
+    absorb: int = 0
+    denominator: Literal["group", "participants", "population"] = "group"
+
+    def __post_init__(self) -> None:
+        where = f"levels: {self.name}"
+        if not isinstance(self.shrinkage, str):
+            _require(0 <= self.shrinkage <= 1, f"{where}.shrinkage is {self.shrinkage}: give [0, 1] or auto")
+        _require(0 < self.progress <= 1, f"{where}.progress is {self.progress}: give a share in (0, 1]")
+        _require(self.period >= 0 and self.absorb >= 0, f"{where}: period and absorb count rounds, from 0 up")
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a participating client does in a round.
+
+    `steps` gradient steps (or `epochs` passes where given) of `batch` windows (0: all of its windows at once).
+    `prefix_share` is the share of each batch that is predicted without the finer levels (split evenly over the
+    shallower prefixes), so that every prefix of the hierarchy stays a good predictor by itself.
+    """
+
+    loss: LossSettings = field(default_factory=default_loss)
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.0
+    schedule: Schedule = field(default_factory=Schedule)
+    batch: int = 32
+    steps: int = 8
+    epochs: float | None = None
+    clip: float | None = None  # global norm of each step's gradient
+    keep_state: bool = False  # the optimiser's moments stay with the client between rounds
+    prefix_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.batch >= 0, f"local.batch is {self.batch}: give a number of windows, 0 for all")
+        _require(self.steps >= 1, f"local.steps is {self.steps}: give at least 1")
+        _require(self.epochs is None or self.epochs > 0, f"local.epochs is {self.epochs}: give more than 0")
+        _require(0 <= self.prefix_share < 1, f"local.prefix_share is {self.prefix_share}: give [0, 1)")
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """Every client takes part in every round."""
+
+    kind: Literal["all"] = "all"
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """`clients` of the N clients, uniform without replacement, each round."""
+
+    kind: Literal["uniform"] = "uniform"
+    clients: int = 64
+
+    def __post_init__(self) -> None:
+        _require(self.clients >= 1, f"participation.clients is {self.clients}: give at least 1")
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Uniform among clients that are online, and some that start drop out before they report."""
+
+    kind: Literal["availability"] = "availability"
+    clients: int = 64
+    online: float = 0.8  # probability that a client is online in a round
+    dropout: float = 0.1  # probability that a participant is lost in mid-round
+
+    def __post_init__(self) -> None:
+        _require(self.clients >= 1, f"participation.clients is {self.clients}: give at least 1")
+        _require(0 < self.online <= 1, f"participation.online is {self.online}: give (0, 1]")
+        _require(0 <= self.dropout < 1, f"participation.dropout is {self.dropout}: give [0, 1)")
+
+
+Participation = Everyone | Uniform | Availability
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How sessions weigh in a group's mean: by windows, equal, or by the square root of windows."""
+
+    weights: Literal["windows", "equal", "sqrt"] = "windows"
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Prediction-level mixing by horizon of the prefix models, learned on validation windows.
+
+    `mixture` learns the weights pi[level, horizon], `best_prefix` takes the best single prefix at each horizon,
+    `none` predicts with the whole hierarchy.
+    """
+
+    kind: Literal["none", "mixture", "best_prefix"] = "none"
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """Local steps before evaluation: on a session's `adapt` windows (unseen) or its own `train` windows."""
+
+    steps: int = 0
+    lr: float = 0.05
+    batch: int = 32
+    on: Literal["adapt", "train"] = "adapt"
+    owns: tuple[str, ...] = ("*",)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A federated method: levels, coarse to fine, and one choice in each slot."""
+
+    levels: tuple[Level, ...] = (Level("global"),)
+    client: Literal["session", "user", "all"] = "session"
+    local: Local = field(default_factory=Local)
+    participation: Participation = field(default_factory=Uniform)
+    pooling: Pooling = field(default_factory=Pooling)
+    mixing: Mixing = field(default_factory=Mixing)
+    adapt: Adapt = field(default_factory=Adapt)
+
+    def __post_init__(self) -> None:
+        names = [level.name for level in self.levels]
+        _require(bool(names), "levels is empty: give at least one level")
+        _require(len(set(names)) == len(names), f"levels: two levels share a name in {names}")
+        _require(not self.levels[0].absorb, "levels: the first level has no level above to be absorbed into")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How the computation is laid out; no learning result depends on it.
+
+    `client_block`: clients trained side by side (0: 1 on a CPU, 256 on an accelerator); `devices`: 0 uses all;
+    `chunk`: rounds in one compiled scan, after which Python logs and saves.
+    """
+
+    client_block: int = 0
+    devices: int = 0
+    chunk: int = 25
+
+    def __post_init__(self) -> None:
+        _require(self.client_block >= 0, f"engine.client_block is {self.client_block}: give 0 or more")
+        _require(self.devices >= 0, f"engine.devices is {self.devices}: give 0 (all) or a number")
+        _require(self.chunk >= 1, f"engine.chunk is {self.chunk}: give at least 1 round")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is measured on test windows, and how often on the way."""
+
+    horizons_s: tuple[float, ...] = (0.2, 0.4, 1.0, 2.0, 3.0, 4.0, 5.0)
+    tile_horizons_s: tuple[float, ...] = (1.0, 2.0, 4.0)
+    grid: tuple[int, int] = (6, 12)
+    every: int = 25  # rounds between evaluations on the way, on `history_windows` windows a session
+    history_windows: int = 8
