@@ -1,0 +1,75 @@
+"""What every predictor is: two pure functions, `init` and `apply`, over a flat dict of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Key
+
+from fedjax_vp import geometry
+from fedjax_vp.models.features import FeatureMap, Features, Inputs, WindowShape
+
+Params = dict[str, Array]
+"""Parameters by path, "dense_0/kernel" -> array; those of the last layer are "head/kernel", "head/bias"."""
+
+
+class Predictor(NamedTuple):
+    """A model of a stated window shape; both functions are pure and need no state."""
+
+    init: Callable[[Key[Array, ""]], Params]
+    apply: Callable[[Params, Inputs], Float[Array, "window horizon 3"]]  # unit vectors in the world frame
+
+
+def small_head_init() -> nn.initializers.Initializer:
+    """Kernel of a last layer: small, so that a new model predicts almost no motion, yet passes a gradient."""
+    return nn.initializers.variance_scaling(1e-4, "fan_in", "normal")
+
+
+def displace(
+    last: Float[Array, "window 3"], displacement: Float[Array, "window horizon 2"]
+) -> Float[Array, "window horizon 3"]:
+    """Exponential map of displacements at a direction of yaw 0.
+
+    Args:
+        last: directions (cos elevation, 0, sin elevation) in their own yaw frame.
+        displacement: radians to the east and to the north in the tangent plane at `last`.
+    """
+    east, north = displacement[..., 0], displacement[..., 1]
+    level, up = last[:, None, 0], last[:, None, 2]
+    cos, sinc = geometry.cos_sinc(east * east + north * north)
+    return jnp.stack([cos * level - sinc * north * up, sinc * east, cos * up + sinc * north * level], axis=-1)
+
+
+def learned(network: nn.Module, features: Features, shape: WindowShape) -> Predictor:
+    """Split a Flax network into a predictor in the yaw frame of the last observed direction.
+
+    Args:
+        network: called on `past` [window, history, 3] and `context` [window, c], both seen in the yaw
+        frame. It
+            returns displacements in radians [window, 2 * horizon] (east, north of each sample in turn), or
+            directions of that frame [window, horizon, 3].
+        features: what the context holds.
+        shape: of the windows.
+    """
+    feature_map: FeatureMap = features.build(shape)
+
+    def init(key: Key[Array, ""]) -> Params:
+        past = jnp.zeros((1, shape.history, 3), jnp.float32)
+        context = jnp.zeros((1, feature_map.num_context), jnp.float32)
+        weights = cast(Params, flatten_dict(network.init(key, past, context)["params"], sep="/"))
+        return weights | feature_map.init()
+
+    def apply(params: Params, inputs: Inputs) -> Float[Array, "window horizon 3"]:
+        view = feature_map.apply(params, inputs)
+        weights = {name: leaf for name, leaf in params.items() if name not in feature_map.leaves}
+        variables = {"params": unflatten_dict(weights, sep="/")}
+        output = cast(Array, network.apply(variables, view.past, view.context))
+        if output.ndim == 2:
+            output = displace(view.past[:, -1], output.reshape(-1, shape.horizon, 2))
+        return geometry.from_yaw_frame(output, view.frame[:, None])
+
+    return Predictor(init, apply)

@@ -1,0 +1,124 @@
+"""What a learned model sees: the past turned to the last yaw, and an optional context.
+
+The context can hold the absolute yaw, an encoding of the video time, and a table of directions by video
+time that belongs to whichever level owns the parameter `video_table`: where the viewers of this video look
+at that second. The table holds vectors of the world and is turned into the viewer's frame before the
+network sees it, so a model with the table alone is equivariant to rotations about the vertical axis: a
+turned video needs a turned table and no other weights. A table of zeros says "unknown video".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fedjax_vp import geometry
+
+VIDEO_TABLE = "video_table"
+"""Name of the table's leaf, [bin, vector, 3]."""
+
+NUM_PERIODS = 4  # of the video-time encoding: the duration and its half, quarter and eighth
+
+
+class Inputs(NamedTuple):
+    """A batch of windows."""
+
+    past: Float[Array, "window history 3"]  # unit vectors, oldest first, last = now
+    time: Float[Array, "window"]  # video time (s) of the last observed sample
+
+
+class WindowShape(NamedTuple):
+    """Sizes a model is built for."""
+
+    history: int  # observed samples, the present one included
+    horizon: int  # predicted samples
+    rate_hz: float
+    duration_s: float  # of the longest video: sizes the table by video time
+
+
+class View(NamedTuple):
+    """A batch of windows in the yaw frames of their last observed directions."""
+
+    past: Float[Array, "window history 3"]
+    context: Float[Array, "window c"]
+    frame: Float[Array, "window 2"]  # cos, sin of the last yaw
+
+
+class FeatureMap(NamedTuple):
+    """Features of a stated window shape."""
+
+    num_context: int
+    leaves: frozenset[str]  # parameters the features own
+    init: Callable[[], dict[str, Array]]
+    apply: Callable[[dict[str, Array], Inputs], View]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a learned model sees beside the past in its yaw frame."""
+
+    yaw: bool = False  # cosine and sine of the absolute yaw
+    time: bool = False  # encoding of the video time
+    table: int = 0  # vectors a bin in the table by video time; 0: no table
+    table_at_s: tuple[float, ...] = (1.0, 3.0, 5.0)  # the table is read so far ahead of now
+    table_bin_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.table < 0:
+            raise ValueError(f"features.table is {self.table}: give a number of vectors, or 0 for no table")
+        if self.table and not self.table_at_s:
+            raise ValueError("features.table_at_s is empty: name at least one time ahead, such as [1, 3, 5]")
+        if not self.table_bin_s > 0:
+            raise ValueError(f"features.table_bin_s is {self.table_bin_s}: give a positive number of seconds")
+
+    def num_bins(self, shape: WindowShape) -> int:
+        """Bins of the table: the longest video and the farthest look ahead."""
+        return math.ceil((shape.duration_s + max(0.0, *self.table_at_s)) / self.table_bin_s) + 1
+
+    def build(self, shape: WindowShape) -> FeatureMap:
+        """Pure functions of these features."""
+        num_bins = self.num_bins(shape)
+        num_table = len(self.table_at_s) * self.table * 3
+        num_context = 2 * self.yaw + (2 * NUM_PERIODS + 1) * self.time + num_table
+
+        def init() -> dict[str, Array]:
+            return {VIDEO_TABLE: jnp.zeros((num_bins, self.table, 3), jnp.float32)} if self.table else {}
+
+        def apply(params: dict[str, Array], inputs: Inputs) -> View:
+            frame = geometry.yaw_frame(inputs.past[:, -1])
+            past = geometry.to_yaw_frame(inputs.past, frame[:, None])
+            context = [jnp.zeros((frame.shape[0], 0), frame.dtype)]
+            if self.yaw:
+                context.append(frame)
+            if self.time:
+                context.append(encode_time(inputs.time, shape.duration_s))
+            if self.table:
+                context.append(_read_table(params[VIDEO_TABLE], inputs.time, frame, self))
+            return View(past, jnp.concatenate(context, axis=-1), frame)
+
+        return FeatureMap(num_context, frozenset([VIDEO_TABLE] if self.table else []), init, apply)
+
+
+def encode_time(time: Float[Array, "window"], duration_s: float) -> Float[Array, "window c"]:
+    """Video time as a share of the duration, and cosines and sines of halving periods."""
+    share = time[:, None] / duration_s
+    phase = share * (2 * math.pi * 2.0 ** jnp.arange(NUM_PERIODS))[None, :]
+    return jnp.concatenate([share, jnp.cos(phase), jnp.sin(phase)], axis=-1)
+
+
+def _read_table(
+    table: Float[Array, "bin vector 3"],
+    time: Float[Array, "window"],
+    frame: Float[Array, "window 2"],
+    features: Features,
+) -> Float[Array, "window c"]:
+    ahead = time[:, None] + jnp.array(features.table_at_s, jnp.float32)[None, :]
+    # The margin keeps 12.999999 s, which is 13 s on a float32 clock, in the bin of 13 s.
+    nearest = jnp.floor(ahead / features.table_bin_s + 1e-4).astype(jnp.int32)
+    rows = table.at[nearest].get(mode="clip")  # [window, ahead, vector, 3]
+    return geometry.to_yaw_frame(rows, frame[:, None, None]).reshape(time.shape[0], -1)
