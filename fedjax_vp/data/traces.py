@@ -1,8 +1,8 @@
 """Head traces on one time grid: the only form in which viewing data enters the simulator.
 
-A *trace* is one session, a user watching a video. Directions are unit vectors with x to the front (the centre
-of the equirectangular image), y to the left and z up. Sample k of a trace lies at video time ``t0 + k / rate``;
-windows and video time are always taken from there, never from the index alone.
+A *trace* is one session, a user watching a video. Directions are unit vectors with x to the front (the center
+of the equirectangular image), y to the left and z up. Sample k of a trace lies at video time
+``t0 + k / rate``; windows and video time are always taken from there, never from the index alone.
 """
 
 from __future__ import annotations
