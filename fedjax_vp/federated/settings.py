@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedjax_vp.models.losses import LossSettings, default_loss
+from fedjax_vp.models.losses import GreatCircle, LossSettings
 
 
 def _require(condition: bool, message: str) -> None:
@@ -105,7 +105,7 @@ class Local:
     shallower prefixes), so that every prefix of the hierarchy stays a good predictor by itself.
     """
 
-    loss: LossSettings = field(default_factory=default_loss)
+    loss: LossSettings = field(default_factory=GreatCircle)
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.0

@@ -1,0 +1,188 @@
+"""Levels: a session's model is the sum of one row from each level.
+
+    theta_i = sum_l sum_a c[i, l, a]  P_l  delta_l[ g_l[i, a] ]                                   (1)
+
+`g` (Membership.group) says which rows session i uses at level l, `c` (Membership.share) how much of each, and
+P_l which parameter leaves the level owns: its rows store only those. The coarsest owner of a leaf starts from the
+model's init, finer rows from zero.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from fedjax_vp.errors import UserError
+from fedjax_vp.federated import shrinkage
+from fedjax_vp.federated.server import transformation
+from fedjax_vp.federated.settings import Level, Method
+from fedjax_vp.models.base import Params
+
+# Leaves whose leading axes are blocks that a client may train or leave alone: a second of the video table.
+BLOCK_AXES = {"video_table": 1}
+
+
+class Membership(NamedTuple):
+    """Rows that each session uses at a level; a share of 0 stands for "unknown group"."""
+
+    group: Int[Array, "session a"]
+    share: Float[Array, "session a"]
+
+
+class LevelState(NamedTuple):
+    """What the server keeps of a level; every array but `members` has a leading group axis."""
+
+    rows: Params
+    optimizer: Any
+    variance: shrinkage.Variance
+    mass: Float[Array, "group"]  # weight pooled since the rows were last absorbed
+    members: Membership
+
+
+class Grouping(NamedTuple):
+    """Host-side group codes of one level."""
+
+    code: np.ndarray  # int32 [session], -1 where unknown
+    num_groups: int
+
+
+class Layout(NamedTuple):
+    """Static facts of a hierarchy over a federation.
+
+    Attributes:
+        levels: the settings, coarse to fine.
+        num_groups: rows of each level.
+        owned: leaf names of each level.
+        relation: by (fine, coarse) level index: `single`, `nested` or `crossed`.
+        varying: leaves that some level keeps apart within one client.
+        private: leaves that no two clients share: they stay on the headset.
+    """
+
+    levels: tuple[Level, ...]
+    num_groups: tuple[int, ...]
+    owned: tuple[tuple[str, ...], ...]
+    relation: dict[tuple[int, int], str]
+    varying: frozenset[str]
+    private: frozenset[str]
+
+    def coarsest(self, leaf: str) -> int:
+        """Index of the coarsest level that owns the leaf."""
+        return next(i for i, names in enumerate(self.owned) if leaf in names)
+
+
+def owns(patterns: tuple[str, ...], leaf: str) -> bool:
+    """Whether shell patterns (a leading "!" takes out, the last match wins) cover a leaf."""
+    verdict = bool(patterns) and patterns[0].startswith("!")
+    for pattern in patterns:
+        if fnmatchcase(leaf, pattern.removeprefix("!")):
+            verdict = not pattern.startswith("!")
+    return verdict
+
+
+def grouping(labels: dict[str, np.ndarray], by: str) -> Grouping:
+    """Group codes of the joint label `by` ("" one group, "video*user" pairs that occur)."""
+    size = len(labels["session"])
+    if not by:
+        return Grouping(np.zeros(size, np.int32), 1)
+    names = by.split("*")
+    missing = [name for name in names if name not in labels]
+    if missing:
+        raise UserError(f"levels: by: no label {missing[0]!r} in this data set; it has {', '.join(sorted(labels))}")
+    codes = np.stack([labels[name] for name in names], axis=1)
+    known = (codes >= 0).all(axis=1)
+    code = np.full(size, -1, np.int32)
+    _, code[known] = np.unique(codes[known], axis=0, return_inverse=True)
+    return Grouping(code, int(code.max()) + 1)
+
+
+def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_of: np.ndarray) -> Layout:
+    """Works out ownership and how levels nest.
+
+    Args:
+        method: settings.
+        groupings: host codes of each level.
+        leaves: names of the model's parameters.
+        client_of: int [session], client of each session, -1 without training windows.
+    """
+    owned = tuple(tuple(n for n in leaves if owns(level.owns, n)) for level in method.levels)
+    orphans = [n for n in leaves if not any(n in names for names in owned)]
+    if orphans:
+        raise UserError(f"levels: nobody owns {orphans[0]!r}; add it to the owns of a level")
+    used = client_of >= 0
+    codes = [g.code[used] for g in groupings]
+    relation = {(f, c): _relation(codes[f], codes[c]) for f in range(len(codes)) for c in range(f)}
+    clients = client_of[used]
+    apart = [_relation(clients, code) != "nested" and len(np.unique(code)) > 1 for code in codes]
+    shared = [_relation(code, clients) != "nested" or len(np.unique(clients)) == 1 for code in codes]
+    varying = {n for names, yes in zip(owned, apart, strict=True) if yes for n in names}
+    public = {n for names, yes in zip(owned, shared, strict=True) if yes for n in names}
+    return Layout(
+        levels=method.levels,
+        num_groups=tuple(g.num_groups for g in groupings),
+        owned=owned,
+        relation=relation,
+        varying=frozenset(varying),
+        private=frozenset(leaves) - public,
+    )
+
+
+def _relation(fine: np.ndarray, coarse: np.ndarray) -> str:
+    """How fine groups lie in coarse ones: all in one, each within one, or across."""
+    known = (fine >= 0) & (coarse >= 0)
+    if known.all() and len(np.unique(coarse)) <= 1:
+        return "single"
+    pairs = np.unique(np.stack([fine, coarse], axis=1), axis=0)
+    nested = known.all() and len(pairs) == len(np.unique(fine))
+    return "nested" if nested else "crossed"
+
+
+def init(layout: Layout, groupings: list[Grouping], params: Params) -> tuple[LevelState, ...]:
+    """Rows of every level: the model's init at a leaf's coarsest owner, zeros below it."""
+    states = []
+    for index, (level, group, names) in enumerate(zip(layout.levels, groupings, layout.owned, strict=True)):
+        rows = {
+            n: jnp.broadcast_to(params[n] if layout.coarsest(n) == index else 0.0, (group.num_groups, *params[n].shape))
+            for n in names
+        }
+        rows = {n: jnp.array(x, jnp.float32) for n, x in rows.items()}
+        code = jnp.asarray(group.code)[:, None]
+        states.append(
+            LevelState(
+                rows=rows,
+                optimizer=jax.vmap(transformation(level.server).init)(rows),  # over groups
+                variance=shrinkage.init(params, names),
+                mass=jnp.zeros(group.num_groups),
+                members=Membership(jnp.maximum(code, 0), (code >= 0).astype(jnp.float32)),
+            )
+        )
+    return tuple(states)
+
+
+def rows_of(state: LevelState, session: Int[Array, "unit"], leaf: str) -> Array:
+    """One level's term of (1) for a leaf: [unit, ...]."""
+    group, share = state.members.group[session], state.members.share[session]
+    rows = state.rows[leaf]
+    picked = rows[group]  # [unit, a, ...]
+    return jnp.sum(share.reshape(share.shape + (1,) * (rows.ndim - 1)) * picked, axis=1)
+
+
+def compose(
+    states: tuple[LevelState, ...], session: Int[Array, "unit"], leaf: str, depth: int | None = None
+) -> Array:
+    """A leaf of (1) over the levels down to `depth` (all by default; zeros where none of them owns it)."""
+    owners = [s for s in states if leaf in s.rows]
+    terms = [rows_of(s, session, leaf) for s in states[:depth] if leaf in s.rows]
+    if not terms:
+        return jnp.zeros((session.shape[0], *owners[0].rows[leaf].shape[1:]))
+    return sum(terms[1:], terms[0])
+
+
+def model_of(states: tuple[LevelState, ...], session: Int[Array, ""], depth: int | None = None) -> Params:
+    """Parameters of one session's model, of its prefix of `depth` levels where given."""
+    leaves = sorted({n for s in states for n in s.rows})
+    return {n: compose(states, session[None], n, depth)[0] for n in leaves}

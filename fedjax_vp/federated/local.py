@@ -1,0 +1,212 @@
+"""The local step of a client: stochastic gradient steps on its own windows, from its own model.
+
+The objective is `plain`: the mean loss of a batch. With `prefix_share` some windows of each batch are predicted by
+the shallower prefixes of the hierarchy, theta^(<=l), whose rows are the same parameters less the finer rows:
+
+    theta^(<=l) = theta - sum_{j > l} P_j delta_j,        0 where only finer levels own a leaf.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from fedjax_vp.federated import batches
+from fedjax_vp.federated.federation import Arrays, Federation, client_windows, gather
+from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState, compose
+from fedjax_vp.federated.settings import Local, Pooling
+from fedjax_vp.models.base import Inputs, Params, Predictor
+
+
+class ClientResult(NamedTuple):
+    """What a client returns from a round.
+
+    Leaves that some level keeps apart within the client have one row a session (slot), others one row in all.
+    """
+
+    delta: Params  # [slot or 1, ...]
+    halves: Params  # [slot or 1, ...] even minus odd steps' part of delta (empty without auto shrinkage)
+    weight: Float[Array, "slot"]  # weight of each session in pooling
+    coverage: Params  # [slot or 1, blocks or 1, ...] 1 where a block was trained
+    state: Any  # the client's private pytree
+    loss: Float[Array, ""]  # mean over its steps
+    finite: Array  # whether everything above is finite
+
+
+class Task(NamedTuple):
+    """Static parts of the local step."""
+
+    federation: Federation
+    layout: Layout
+    predictor: Predictor
+    local: Local
+    pooling: Pooling
+
+    @property
+    def mixed(self) -> bool:
+        """Whether one model serves the whole bag, so that a batch may mix its sessions."""
+        return not self.layout.varying or self.federation.max_sessions == 1
+
+    @property
+    def halves(self) -> bool:
+        """Whether some level asks for the client's own sampling variance."""
+        return any(level.shrinkage == "auto" for level in self.layout.levels)
+
+
+class Client(NamedTuple):
+    """One participant of a round."""
+
+    index: Int[Array, ""]
+    reports: Array  # bool: a padded place or a drop-out does no work
+    key: Array
+    state: Any
+
+
+class Progress(NamedTuple):
+    """Carry of the local steps."""
+
+    theta: Params  # [slot or 1, ...]
+    halves: Params
+    optimizer: Any
+    visited: Float[Array, "slot"]
+    loss: Float[Array, ""]
+
+
+def optimizer(settings: Local) -> optax.GradientTransformation:
+    """The local optimiser without its learning rate."""
+    base = {
+        "sgd": optax.trace(settings.momentum) if settings.momentum else optax.identity(),
+        "adam": optax.scale_by_adam(),
+    }[settings.optimizer]
+    return optax.chain(optax.clip_by_global_norm(settings.clip), base) if settings.clip else base
+
+
+def slots(arrays: Arrays, client: Int[Array, ""], size: int) -> tuple[Int[Array, "slot"], Array]:
+    """Sessions of a client, padded by its first, and which of them are real."""
+    first, end = arrays.bags.first[client], arrays.bags.first[client + 1]
+    member = first + jnp.arange(size)
+    real = member < end
+    return arrays.bags.session[jnp.where(real, member, first)], real
+
+
+def start(task: Task, states: tuple[LevelState, ...], session: Int[Array, "slot"]) -> tuple[Params, list[Params]]:
+    """A client's parameters, and what each shallower prefix lacks of them, coarse to fine."""
+
+    def at(leaf: str, depth: int | None = None) -> Array:
+        return compose(states, session if leaf in task.layout.varying else session[:1], leaf, depth)
+
+    leaves = sorted({n for names in task.layout.owned for n in names})
+    theta = {n: at(n) for n in leaves}
+    depths = range(1, len(states)) if task.local.prefix_share else ()
+    return theta, [{n: theta[n] - at(n, depth) for n in leaves} for depth in depths]
+
+
+def local_update(
+    task: Task,
+    states: tuple[LevelState, ...],
+    arrays: Arrays,
+    client: Client,
+    lr: Float[Array, ""],
+    bound: Int[Array, ""] | None = None,
+) -> ClientResult:
+    """Trains one client from the server's rows.
+
+    Args:
+        task: static parts.
+        states: rows of every level.
+        arrays: the federation.
+        client: who, whether it reports at all, its key and private state.
+        lr: learning rate of this round.
+        bound: steps of the loop; those beyond the client's own work change nothing (default: its own work).
+    """
+    federation, layout, settings = task.federation, task.layout, task.local
+    session, real = slots(arrays, client.index, federation.max_sessions if layout.varying else 1)
+    count = client_windows(arrays, client.index)
+    work = batches.plan(client.key, settings, federation, jnp.where(client.reports, count, 0))
+    theta, lacks = start(task, states, session)
+    update_fn = optimizer(settings).update
+    size = batches.batch_size(settings, federation)
+
+    def step(index: Array, carry: Progress) -> Progress:
+        batch = batches.draw(work, index, size, arrays, client.index, task.mixed)
+        active = index < work.steps
+        loss, gradient = jax.value_and_grad(_loss)(carry.theta, task, lacks, arrays, batch)
+        direction, moments = update_fn(gradient, carry.optimizer, carry.theta)
+        rate = jnp.where(active, lr, 0.0)
+        # The halves tell the client's own sampling noise: even steps count up, odd steps down.
+        sign = rate * (1.0 - 2.0 * (index % 2))
+        return Progress(
+            theta=jax.tree.map(lambda p, d: p - rate * d, carry.theta, direction),
+            halves={n: h - sign * direction[n] for n, h in carry.halves.items()},
+            optimizer=jax.tree.map(lambda a, b: jnp.where(active, a, b), moments, carry.optimizer),
+            visited=carry.visited.at[batch.slot].max(active.astype(jnp.float32)),
+            loss=carry.loss + jnp.where(active, loss, 0.0),
+        )
+
+    moments = client.state if settings.keep_state else optimizer(settings).init(theta)
+    halves = jax.tree.map(jnp.zeros_like, theta) if task.halves else {}
+    begin_state = Progress(theta, halves, moments, jnp.zeros(session.shape[0]), jnp.zeros(()))
+    done = jax.lax.fori_loop(0, work.steps if bound is None else bound, step, begin_state)
+    windows = jnp.where(real, arrays.train.count[session], 0) * done.visited
+    if task.mixed:
+        windows = jnp.where(done.visited > 0, count, 0)[:1]
+    return _result(task, theta, done, weigh(task.pooling, windows), work.steps)
+
+
+def _loss(
+    theta: Params, task: Task, lacks: list[Params], arrays: Arrays, batch: batches.Batch
+) -> Float[Array, ""]:
+    """Mean loss of a batch, part of it predicted by the shallower prefixes."""
+    inputs, target = gather(arrays, task.federation.shape, batch.session, batch.now)
+    size, depths = batch.now.shape[0], len(lacks)
+    part = round(size * task.local.prefix_share / depths) if depths else 0
+    varying = task.layout.varying
+
+    def pick(tree: Params, leaf: str) -> Array:
+        return tree[leaf][batch.slot if leaf in varying and tree[leaf].shape[0] > 1 else 0]
+
+    predicted = []
+    for depth in range(depths + 1):
+        lack = lacks[depth] if depth < depths else None
+        model = {n: pick(theta, n) - (pick(lack, n) if lack else 0.0) for n in theta}
+        if lack:  # a leaf that only finer levels own does not exist in this prefix
+            model = {n: p if task.layout.coarsest(n) <= depth else jnp.zeros_like(p) for n, p in model.items()}
+        stop = (depth + 1) * part if depth < depths else size
+        view = Inputs(*(x[depth * part : stop] for x in inputs))
+        predicted.append(task.predictor.apply(model, view))
+    loss = task.local.loss.build()(jnp.concatenate(predicted), target)
+    return jnp.sum(batch.weight * jnp.mean(loss, axis=1)) / jnp.maximum(jnp.sum(batch.weight), 1.0)
+
+
+def weigh(pooling: Pooling, windows: Array) -> Array:
+    """Weight in pooling of sessions (or clients) with so many training windows."""
+    windows = windows.astype(jnp.float32)
+    powers = {"windows": lambda n: n, "sqrt": jnp.sqrt, "equal": lambda n: (n > 0).astype(jnp.float32)}
+    return powers[pooling.weights](windows)
+
+
+def _result(task: Task, theta: Params, done: Progress, weight: Array, steps: Array) -> ClientResult:
+    delta = {n: done.theta[n] - theta[n] for n in theta}
+    finite = jnp.stack([jnp.isfinite(d).all() for d in delta.values()]).all() & jnp.isfinite(done.loss)
+    clean = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), (delta, done.halves))
+    return ClientResult(
+        delta=clean[0],
+        halves=clean[1],
+        weight=jnp.where(finite, weight, 0.0),
+        coverage={n: _coverage(n, d) for n, d in clean[0].items()},
+        state=done.optimizer if task.local.keep_state else None,
+        loss=jnp.where(finite, done.loss / jnp.maximum(steps, 1), 0.0),
+        finite=finite,
+    )
+
+
+def _coverage(leaf: str, delta: Array) -> Array:
+    """1 for the blocks of a leaf that the client has moved; everything else counts as one block."""
+    blocks = BLOCK_AXES.get(leaf, 0)
+    if not blocks:
+        return jnp.ones(delta.shape[:1] + (1,) * (delta.ndim - 1))
+    return jnp.any(delta != 0, axis=tuple(range(1 + blocks, delta.ndim)), keepdims=True).astype(jnp.float32)

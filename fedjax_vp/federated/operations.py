@@ -1,0 +1,93 @@
+"""Pure operations on the rows of levels: absorb, regroup, rebase (HierFAVG, CFL splits, merges, migration)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fedjax_vp.federated.levels import LevelState
+from fedjax_vp.models.base import Params
+
+
+def absorb(
+    fine: LevelState, coarse: LevelState, parent_of: Int[Array, "group"], reset: bool = False
+) -> tuple[LevelState, LevelState]:
+    """Moves the weighted mean of a parent's rows up to the parent.
+
+    Every session's model stays what it was, unless `reset` drops what is left of the rows: that is the cloud step
+    of HierFAVG (Liu et al. 2020), after which every edge holds the cloud's model.
+
+    Args:
+        fine: the level that gives; its `mass` are the weights, and returns to zero.
+        coarse: the level that takes; leaves it does not own stay where they are.
+        parent_of: row of `coarse` above each row of `fine`.
+        reset: whether the rows' rests are set to zero.
+    """
+    parents = coarse.mass.shape[0]
+    total = jax.ops.segment_sum(fine.mass, parent_of, parents)
+    share = jnp.where(total[parent_of] > 0, fine.mass / jnp.where(total > 0, total, 1.0)[parent_of], 0.0)
+    up, down = dict(coarse.rows), dict(fine.rows)
+    for leaf in set(up) & set(down):
+        weights = share.reshape((-1,) + (1,) * (down[leaf].ndim - 1))
+        mean = jax.ops.segment_sum(weights * down[leaf], parent_of, parents)
+        up[leaf] = up[leaf] + mean
+        keep = (total[parent_of] > 0).reshape(weights.shape)
+        rest = jnp.zeros_like(down[leaf]) if reset else down[leaf] - mean[parent_of]
+        down[leaf] = jnp.where(keep, rest, down[leaf])
+    mass = jnp.zeros_like(fine.mass)
+    return fine._replace(rows=down, mass=mass), coarse._replace(rows=up)
+
+
+def regroup(
+    state: LevelState, source: Float[Array, "group old"], group: Int[Array, "session a"]
+) -> LevelState:
+    """Copies or merges rows, with their optimiser state, at fixed capacity.
+
+    Args:
+        state: the level.
+        source: weights of the old rows in each new row; rows sum to 1 (one-hot: a copy, several: a merge,
+            all zero: an inactive row, which is set to zero).
+        group: the sessions' rows from now on.
+    """
+
+    def mix(x: Array) -> Array:
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            return jnp.tensordot(source, x, 1)
+        return x[jnp.argmax(source, axis=1)]  # counters follow the main source
+
+    moved = jax.tree.map(mix, (state.rows, state.optimizer))
+    return state._replace(
+        rows=moved[0],
+        optimizer=moved[1],
+        mass=source @ state.mass,
+        members=state.members._replace(group=group),
+    )
+
+
+def rebase(
+    fine: Params,
+    coarse: Params,
+    old_parent: Int[Array, "group"],
+    new_parent: Int[Array, "group"],
+    keep: str = "model",
+) -> Params:
+    """What happens to finer rows when the row above them changes.
+
+    Args:
+        fine: rows of the finer level.
+        coarse: rows of the level above.
+        old_parent: row above each finer row before the change.
+        new_parent: the same after it.
+        keep: `model` moves the difference of the parents into the finer row, so that the sum stays;
+            `row` leaves the rows; `none` returns moved rows to zero.
+    """
+    moved: Bool[Array, group] = old_parent != new_parent
+    rows = dict(fine)
+    if keep == "row":
+        return rows
+    for leaf in set(fine) & set(coarse) if keep == "model" else set(fine):
+        mask = moved.reshape((-1,) + (1,) * (fine[leaf].ndim - 1))
+        new = 0.0 if keep == "none" else fine[leaf] + coarse[leaf][old_parent] - coarse[leaf][new_parent]
+        rows[leaf] = jnp.where(mask, new, fine[leaf])
+    return rows

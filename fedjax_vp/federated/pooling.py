@@ -1,0 +1,272 @@
+"""Pooling: dividing the clients' updates among the levels, coarse to fine.
+
+    r_i    <- Delta_i
+    m_l[g]  = sum_{i in g} w_i P_l r_i / sum_{i in g} w_i                 (no weight: 0)          (1)
+    u_l[g]  = s_l[g] (opt_l(m_l[g]) + h_l delta_l[g]) - h_l delta_l[g]                            (2)
+    delta_l[g] <- delta_l[g] + u_l[g]                                                             (3)
+    r_i    <- r_i - k_l[g_l(i)],      k_l = s_l (m_l + h_l delta_l) - h_l delta_l                 (4)
+
+No update of a single client is kept. With R_l[g] = sum_{i in g} w_i r_i for every level, (4) is linear in the sums:
+
+    R_l[g] <- R_l[g] - sum_h C_lj[g, h] k_j[h],       C_lj[g, h] = sum_{i in g and h} w_i         (5)
+    SS     <- SS - 2 <k_j, R_j> + sum_h W_j[h] k_j[h]^2      (of sum_i w_i r_i^2)                  (6)
+
+C is the level's weights where one group covers all, a gather where groups nest, and a table only where they cross.
+(6) is exact for hard memberships, and a bound from above for soft ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fedjax_vp.federated import server, shrinkage
+from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState
+from fedjax_vp.models.base import Params
+
+
+class Unit(NamedTuple):
+    """What clients report about one leaf; a unit is a client, or a session of one where the leaf varies."""
+
+    delta: Array  # [unit, ...]
+    halves: Array  # [unit, ...] difference of the two halves of the local steps (empty without auto shrinkage)
+    weight: Array  # [unit, blocks or 1, ...] same rank as delta: weight times coverage
+    session: Array  # int32 [unit]
+
+
+class Sums(NamedTuple):
+    """Weighted sums of one level over the participants."""
+
+    update: Params  # R_l: [group, ...]
+    weight: Params  # W_l: [group, blocks or 1, ...]
+    square_weight: Params  # sum of w^2, like weight
+    pair: dict[int, Params]  # C: [group, coarse group, blocks or 1, ...] by crossed coarser level
+
+
+class Totals(NamedTuple):
+    """Everything a round adds up over its participants."""
+
+    levels: tuple[Sums, ...]
+    square: Params  # SS per leaf, [1, ...]
+    halves: Params  # sum of w times squared half differences, [1, ...]
+    weight: Params  # [1, blocks or 1, ...]
+
+
+class Hyper(NamedTuple):
+    """Traced numbers of pooling: what a sweep varies without compiling again."""
+
+    server_lr: Float[Array, "level"]
+    shrinkage: Float[Array, "level"]  # ignored where the level says auto
+    progress: Float[Array, "level"]
+
+
+def block_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a leaf's weights: its block axes, and 1 elsewhere."""
+    blocks = BLOCK_AXES.get(leaf, 0)
+    return tuple(size if axis < blocks else 1 for axis, size in enumerate(shape))
+
+
+def zeros(layout: Layout, params: Params) -> Totals:
+    """Empty sums for a model of these leaves."""
+    weight = {n: jnp.zeros(block_shape(n, p.shape)) for n, p in params.items()}
+    stat = {n: shrinkage.stat_shape(n, p.shape) for n, p in params.items()}
+
+    def stack(names: tuple[str, ...], size: tuple[int, ...], like: Params) -> Params:
+        return {n: jnp.zeros((*size, *like[n].shape)) for n in names}
+
+    levels = []
+    for fine, (names, count) in enumerate(zip(layout.owned, layout.num_groups, strict=True)):
+        crossed = [j for j in range(fine) if layout.relation[fine, j] == "crossed"]
+        pair = {
+            j: stack(tuple(n for n in names if n in layout.owned[j]), (count, layout.num_groups[j]), weight)
+            for j in crossed
+        }
+        sizes = stack(names, (count,), weight)
+        levels.append(Sums(stack(names, (count,), params), sizes, dict(sizes), pair))
+    square = {n: jnp.zeros((1, *shape)) for n, shape in stat.items()}
+    return Totals(tuple(levels), square, dict(square), {n: w[None] for n, w in weight.items()})
+
+
+def add(totals: Totals, states: tuple[LevelState, ...], layout: Layout, units: dict[str, Unit]) -> Totals:
+    """Adds some clients' reports to the sums."""
+    levels = tuple(
+        _add_level(index, sums, states, layout, units) for index, sums in enumerate(totals.levels)
+    )
+    square, halves, weight = dict(totals.square), dict(totals.halves), dict(totals.weight)
+    for leaf, unit in units.items():
+        axes = tuple(1 + a for a in shrinkage.stat_axes(leaf, unit.delta.ndim - 1))
+        square[leaf] += jnp.sum(unit.weight * unit.delta**2, axis=(0, *axes), keepdims=True)
+        weight[leaf] += jnp.sum(unit.weight, axis=0, keepdims=True)
+        if unit.halves.size:
+            halves[leaf] += jnp.sum(unit.weight * unit.halves**2, axis=(0, *axes), keepdims=True)
+    return Totals(levels, square, halves, weight)
+
+
+def _add_level(
+    index: int, sums: Sums, states: tuple[LevelState, ...], layout: Layout, units: dict[str, Unit]
+) -> Sums:
+    members = states[index].members
+    update, weight, square = dict(sums.update), dict(sums.weight), dict(sums.square_weight)
+    pair = {j: dict(table) for j, table in sums.pair.items()}
+    for leaf in update:
+        unit = units[leaf]
+        for a in range(members.group.shape[1]):
+            group = members.group[unit.session, a]
+            w = unit.weight * _expand(members.share[unit.session, a], unit.weight.ndim)
+            update[leaf] = _scatter(update[leaf], group, w * unit.delta)
+            weight[leaf] = _scatter(weight[leaf], group, w)
+            square[leaf] = _scatter(square[leaf], group, w**2)
+            for j, table in pair.items():
+                if leaf not in table:
+                    continue
+                other = states[j].members
+                for b in range(other.group.shape[1]):
+                    both = w * _expand(other.share[unit.session, b], w.ndim)
+                    table[leaf] = table[leaf].at[group, other.group[unit.session, b]].add(both)
+    return Sums(update, weight, square, pair)
+
+
+def _scatter(total: Array, group: Array, value: Array) -> Array:
+    """Adds [unit, ...] to rows [group, ...]; one row needs no scatter."""
+    if total.shape[0] == 1:
+        return total + jnp.sum(value, axis=0, keepdims=True)
+    return total.at[group].add(value)
+
+
+def _expand(x: Array, ndim: int) -> Array:
+    return x.reshape(x.shape + (1,) * (ndim - x.ndim))
+
+
+def pool(
+    layout: Layout,
+    states: tuple[LevelState, ...],
+    totals: Totals,
+    population: Params,
+    hyper: Hyper,
+    clock: tuple[Array, Array],
+) -> tuple[LevelState, ...]:
+    """Equations (1) to (6) for one round.
+
+    Args:
+        layout: static facts of the hierarchy.
+        states: rows and optimiser states, coarse to fine.
+        totals: sums over the participants.
+        population: weights of all clients, participants or not, by leaf: [1, ...].
+        hyper: learning rates, shrinkage and progress of each level.
+        clock: index of this round, and number of rounds of the run.
+    """
+    residual, square = [dict(s.update) for s in totals.levels], dict(totals.square)
+    new_states = []
+    for index, (level, state, sums) in enumerate(zip(layout.levels, states, totals.levels, strict=True)):
+        denominator = {"group": sums.weight, "participants": totals.weight, "population": population}
+        mean = {n: _divide(residual[index][n], denominator[level.denominator][n]) for n in sums.update}
+        decay = {n: hyper.progress[index] * state.rows[n] for n in mean}  # h delta
+        variance, shrink = _shrink(index, layout, state, totals, (mean, decay, square), hyper)
+        moved = _move(index, layout, state._replace(variance=variance), sums, (mean, decay, shrink), hyper, clock)
+        turn = jnp.asarray(level.period > 0) & ((clock[0] + 1) % max(level.period, 1) == 0)
+        new_states.append(jax.tree.map(lambda a, b, turn=turn: jnp.where(turn, a, b), moved, state))
+        took = {n: shrink[n] * (mean[n] + decay[n]) - decay[n] for n in mean}
+        took = {n: jnp.where(turn & (sums.weight[n] > 0), k, 0.0) for n, k in took.items()}
+        for n, k in took.items():
+            spent = sums.weight[n] * k**2 - 2 * k * residual[index][n]
+            axes = tuple(1 + a for a in shrinkage.stat_axes(n, k.ndim - 1))
+            square[n] = square[n] + jnp.sum(spent, axis=(0, *axes), keepdims=True)
+        for fine in range(index + 1, len(states)):
+            for n in set(took) & set(residual[fine]):
+                residual[fine][n] = residual[fine][n] - _shared(layout, totals, states, (fine, index), n, took[n])
+    return tuple(new_states)
+
+
+def _shrink(
+    index: int,
+    layout: Layout,
+    state: LevelState,
+    totals: Totals,
+    estimates: tuple[Params, Params, Params],
+    hyper: Hyper,
+) -> tuple[shrinkage.Variance, Params]:
+    """Shrinkage s of each leaf, broadcastable to its rows, and the averages it rests on."""
+    mean, decay, square = estimates
+    sums = totals.levels[index]
+    if layout.levels[index].shrinkage != "auto":
+        return state.variance, {n: hyper.shrinkage[index].reshape((1,) * m.ndim) for n, m in mean.items()}
+    seen = {}
+    for n in mean:
+        axes = tuple(1 + a for a in shrinkage.stat_axes(n, mean[n].ndim - 1))
+        spread = jnp.broadcast_to(totals.weight[n], (1, *mean[n].shape[1:]))
+        moments = shrinkage.Moments(
+            z=mean[n] + decay[n],
+            weight=sums.weight[n],
+            square_weight=sums.square_weight[n],
+            residual=square[n],
+            mean=mean[n],
+            halves=_divide(totals.halves[n], jnp.sum(spread, axis=axes, keepdims=True)),
+            centered=layout.coarsest(n) < index,
+        )
+        seen[n] = shrinkage.observe(n, moments)
+    anyone = jnp.stack([jnp.sum(totals.weight[n]) for n in mean]).sum() > 0
+    variance = shrinkage.average(state.variance, seen)
+    variance = jax.tree.map(lambda a, b: jnp.where(anyone, a, b), variance, state.variance)
+    return variance, {n: shrinkage.factor(variance, n, sums.weight[n], sums.square_weight[n]) for n in mean}
+
+
+def _move(
+    index: int,
+    layout: Layout,
+    state: LevelState,
+    sums: Sums,
+    step: tuple[Params, Params, Params],
+    hyper: Hyper,
+    clock: tuple[Array, Array],
+) -> LevelState:
+    """Equations (2) and (3); rows without a participant keep value, moments and count."""
+    mean, decay, shrink = step
+    settings = layout.levels[index].server
+    update = jax.vmap(server.transformation(settings).update)  # over groups
+    direction, optimizer = update(mean, state.optimizer, state.rows)
+    lr = hyper.server_lr[index] * server.factor(settings.schedule, *clock)
+    active = {n: w > 0 for n, w in sums.weight.items()}
+    rows = {
+        n: jnp.where(active[n], row + shrink[n] * (lr * direction[n] + decay[n]) - decay[n], row)
+        for n, row in state.rows.items()
+    }
+    heaviest = {n: jnp.max(w.reshape(w.shape[0], -1), axis=1) for n, w in sums.weight.items()}
+    weight = jnp.max(jnp.stack(list(heaviest.values())), axis=0)
+
+    def keep(path: tuple, new: Array, old: Array) -> Array:
+        names = [p.key for p in path if isinstance(p, jax.tree_util.DictKey)]
+        mask = active[names[-1]] if names and names[-1] in active else _expand(weight > 0, new.ndim)
+        return jnp.where(mask, new, old)
+
+    optimizer = jax.tree_util.tree_map_with_path(keep, optimizer, state.optimizer)
+    return state._replace(rows=rows, optimizer=optimizer, mass=state.mass + weight)
+
+
+def _divide(total: Array, weight: Array) -> Array:
+    return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
+
+
+def _shared(
+    layout: Layout, totals: Totals, states: tuple[LevelState, ...], pair: tuple[int, int], leaf: str, took: Array
+) -> Array:
+    """sum_h C[g, h] k[h] of (5), by the way the two levels' groups lie."""
+    fine, coarse = pair
+    weight = totals.levels[fine].weight[leaf]
+    relation = layout.relation[pair]
+    if relation == "single":
+        return weight * took[:1]
+    if relation == "nested":
+        return weight * took[parent_of(states[fine], states[coarse])]
+    table = totals.levels[fine].pair[coarse][leaf]  # [g, h, blocks or 1, ...]
+    size = table[0, 0].size
+    flat = jnp.einsum("ghb,hbr->gbr", table.reshape(*table.shape[:2], size), took.reshape(took.shape[0], size, -1))
+    return flat.reshape(weight.shape[0], *took.shape[1:])
+
+
+def parent_of(fine: LevelState, coarse: LevelState) -> Array:
+    """Row of the coarser level above each row of a nested finer one: int32 [group]."""
+    parent = jnp.zeros(fine.mass.shape[0], jnp.int32)
+    return parent.at[fine.members.group[:, 0]].max(coarse.members.group[:, 0])

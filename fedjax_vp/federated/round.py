@@ -1,0 +1,264 @@
+"""A whole federated round, and a chunk of them, as one compiled function.
+
+The cohort is dealt to the devices of a mesh; each device trains its clients block by block and adds up weighted
+sums, so that nothing of size clients x parameters exists. The sums meet in one reduction, and pooling follows on
+every device alike. Keys are root -> seed -> round -> part -> client: a client's draws depend neither on its place in
+the cohort nor on blocks, devices or chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from fedjax_vp.federated import levels, operations, participation, pooling, server
+from fedjax_vp.federated.batches import num_steps
+from fedjax_vp.federated.federation import Arrays, Federation, client_windows
+from fedjax_vp.federated.levels import Layout, LevelState
+from fedjax_vp.federated.local import Client, ClientResult, Task, local_update, optimizer, slots, weigh
+from fedjax_vp.federated.pooling import Totals, Unit
+from fedjax_vp.federated.settings import Engine, Method
+from fedjax_vp.models.base import Params, Predictor
+
+
+class State(NamedTuple):
+    """Everything a run carries from round to round."""
+
+    round: Int[Array, ""]
+    seed: Int[Array, ""]
+    levels: tuple[LevelState, ...]
+    clients: Any  # private state, leading axis client (None where there is none)
+
+
+class Hyper(NamedTuple):
+    """Traced numbers: they may be batched to vmap over a sweep."""
+
+    local_lr: Float[Array, ""]
+    pooling: pooling.Hyper
+    num_rounds: Int[Array, ""]
+
+
+class RoundInfo(NamedTuple):
+    """Facts of a round that are not carried on."""
+
+    loss: Float[Array, ""]  # mean over reporting clients
+    invited: Int[Array, ""]
+    reported: Int[Array, ""]
+    nonfinite: Int[Array, ""]  # clients left out because their result was not finite
+
+
+class Simulator(NamedTuple):
+    """Static parts of a run."""
+
+    task: Task
+    method: Method
+    groupings: list[levels.Grouping]
+    mesh: Mesh
+    block: int
+
+    @property
+    def layout(self) -> Layout:
+        """Static facts of the hierarchy."""
+        return self.task.layout
+
+    @property
+    def federation(self) -> Federation:
+        """The federation."""
+        return self.task.federation
+
+
+def simulator(federation: Federation, predictor: Predictor, method: Method, engine: Engine) -> Simulator:
+    """Fits a method to a federation: groups, ownership, device mesh and block size."""
+    leaves = sorted(jax.eval_shape(predictor.init, jax.random.key(0)))
+    groupings = [levels.grouping(federation.labels, level.by) for level in method.levels]
+    layout = levels.layout(method, groupings, leaves, client_of(federation))
+    devices = jax.devices()[: engine.devices or None]
+    block = engine.client_block or (1 if devices[0].platform == "cpu" else 256)
+    size = participation.cohort_size(method.participation, federation.num_clients)
+    task = Task(federation, layout, predictor, method.local, method.pooling)
+    return Simulator(task, method, groupings, Mesh(np.array(devices), ("clients",)), min(block, size))
+
+
+def client_of(federation: Federation) -> np.ndarray:
+    """Client of each session, -1 where it has no training windows: int [session]."""
+    bags = federation.arrays.bags
+    owner = np.full(federation.num_sessions, -1)
+    owner[np.asarray(bags.session)] = np.repeat(np.arange(federation.num_clients), np.diff(np.asarray(bags.first)))
+    return owner
+
+
+def hyper(method: Method, num_rounds: int) -> Hyper:
+    """The traced numbers of a method."""
+    fixed = [1.0 if level.shrinkage == "auto" else level.shrinkage for level in method.levels]
+    return Hyper(
+        local_lr=jnp.float32(method.local.lr),
+        pooling=pooling.Hyper(
+            server_lr=jnp.asarray([level.server.lr for level in method.levels], jnp.float32),
+            shrinkage=jnp.asarray(fixed, jnp.float32),
+            progress=jnp.asarray([level.progress for level in method.levels], jnp.float32),
+        ),
+        num_rounds=jnp.int32(num_rounds),
+    )
+
+
+def init(sim: Simulator, seed: Int[Array, ""]) -> State:
+    """The state before the first round."""
+    params = sim.task.predictor.init(jax.random.fold_in(_key(seed), 0))
+    clients = None
+    if sim.method.local.keep_state:
+        one = optimizer(sim.method.local).init({n: p[None] for n, p in params.items()})
+        count = sim.federation.num_clients
+        clients = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), one)
+    states = levels.init(sim.layout, sim.groupings, params)
+    return State(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.int32), states, clients)
+
+
+def _key(seed: Int[Array, ""]) -> Array:
+    return jax.random.fold_in(jax.random.key(0), seed)
+
+
+def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, RoundInfo]]:
+    """One round as a pure function of state, device arrays and traced numbers."""
+    params = jax.eval_shape(sim.task.predictor.init, jax.random.key(0))
+    train = _sharded(sim, params)
+
+    def round_fn(state: State, arrays: Arrays, numbers: Hyper) -> tuple[State, RoundInfo]:
+        key = jax.random.fold_in(jax.random.fold_in(_key(state.seed), 1), state.round)
+        key_cohort, key_local = jax.random.split(key)
+        cohort = participation.draw(key_cohort, sim.method.participation, sim.federation.num_clients)
+        cohort = _deal(sim, cohort, arrays)
+        private = jax.tree.map(lambda x: x[cohort.client], state.clients)
+        keys = jax.vmap(lambda c: jax.random.fold_in(key_local, c))(cohort.client)  # over the cohort
+        clients = Client(cohort.client, cohort.reports, keys, private)
+        clock = (state.round, numbers.num_rounds)
+        lr = numbers.local_lr * server.factor(sim.method.local.schedule, *clock)
+        totals, private, loss, finite = train(clients, state.levels, arrays, lr)
+        reported = cohort.reports & finite
+        rows = pooling.pool(sim.layout, state.levels, totals, _population(sim, arrays, params), numbers.pooling, clock)
+        rows = _absorb(sim.layout, rows, state.round)
+        # Padded places and drop-outs write nowhere.
+        target = jnp.where(reported, cohort.client, sim.federation.num_clients)
+        kept = jax.tree.map(lambda x, new: x.at[target].set(new, mode="drop"), state.clients, private)
+        count = jnp.sum(reported)
+        info = RoundInfo(
+            loss=jnp.sum(jnp.where(reported, loss, 0.0)) / jnp.maximum(count, 1),
+            invited=jnp.sum(cohort.invited),
+            reported=count,
+            nonfinite=jnp.sum(cohort.reports & ~finite),
+        )
+        return State(state.round + 1, state.seed, rows, kept), info
+
+    return round_fn
+
+
+def _deal(sim: Simulator, cohort: participation.Cohort, arrays: Arrays) -> participation.Cohort:
+    """Pads the cohort to whole blocks on every device, and deals ragged work evenly, longest first."""
+    devices = sim.mesh.size
+    size = cohort.client.shape[0]
+    padded = -(-size // (devices * sim.block)) * devices * sim.block
+
+    def pad(x: Array) -> Array:
+        return jnp.concatenate([x, jnp.zeros(padded - size, x.dtype)])
+
+    cohort = participation.Cohort(*(pad(x) for x in cohort))
+    windows = jnp.where(cohort.reports, client_windows(arrays, cohort.client), -1)
+    order = jnp.argsort(-windows)
+    place = order.reshape(-1, devices).T.reshape(-1)
+    return participation.Cohort(*(x[place] for x in cohort))
+
+
+def _sharded(sim: Simulator, params: Params) -> Callable[..., tuple[Totals, Any, Array, Array]]:
+    """Trains a dealt cohort on all devices; sums come back whole, the clients' own outputs sharded."""
+    task, layout = sim.task, sim.layout
+
+    def device_fn(
+        clients: Client, states: tuple[LevelState, ...], arrays: Arrays, lr: Array
+    ) -> tuple[Totals, Any, Array, Array]:
+        blocks = jax.tree.map(lambda x: x.reshape(-1, sim.block, *x.shape[1:]), clients)
+
+        def block_fn(totals: Totals, block: Client) -> tuple[Totals, tuple]:
+            result = _train_block(task, states, arrays, block, lr)
+            session = jax.vmap(lambda c: _sessions(task, arrays, c))(block.index)  # over the block
+            totals = pooling.add(totals, states, layout, _units(task, result, session))
+            return totals, (result.state, result.loss, result.finite)
+
+        totals, (private, loss, finite) = jax.lax.scan(block_fn, pooling.zeros(layout, params), blocks)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (private, loss, finite))
+        return jax.lax.psum(totals, "clients"), *flat
+
+    own, whole = PartitionSpec("clients"), PartitionSpec()
+    return jax.shard_map(
+        device_fn,
+        mesh=sim.mesh,
+        in_specs=(own, whole, whole, whole),
+        out_specs=(whole, own, own, own),
+        check_vma=False,
+    )
+
+
+def _train_block(
+    task: Task, states: tuple[LevelState, ...], arrays: Arrays, block: Client, lr: Array
+) -> ClientResult:
+    """Trains the clients of a block side by side; alone, a client needs no batching and loops its own steps."""
+    if block.index.shape[0] == 1:
+        one = local_update(task, states, arrays, jax.tree.map(lambda x: x[0], block), lr)
+        return jax.tree.map(lambda x: x[None], one)
+    windows = jnp.where(block.reports, client_windows(arrays, block.index), 0)
+    bound = num_steps(task.local, task.federation, jnp.max(windows))
+    return jax.vmap(lambda client: local_update(task, states, arrays, client, lr, bound))(block)  # over the block
+
+
+def _sessions(task: Task, arrays: Arrays, client: Int[Array, ""]) -> Int[Array, "slot"]:
+    return slots(arrays, client, task.federation.max_sessions if task.layout.varying else 1)[0]
+
+
+def _units(task: Task, result: ClientResult, session: Int[Array, "client slot"]) -> dict[str, Unit]:
+    """Flattens clients and slots of each leaf into units of pooling."""
+    units = {}
+    for leaf, delta in result.delta.items():
+        apart = leaf in task.layout.varying
+        own = session if apart else session[:, :1]
+        weight = result.weight if apart else jnp.sum(result.weight, axis=1, keepdims=True)
+        count = own.size
+        flat = delta.reshape(count, *delta.shape[2:])
+        covered = result.coverage[leaf].reshape(count, *result.coverage[leaf].shape[2:])
+        halves = result.halves[leaf].reshape(flat.shape) if result.halves else jnp.zeros((0,))
+        scale = weight.reshape(count, *(1,) * (flat.ndim - 1))
+        units[leaf] = Unit(flat, halves, scale * covered, own.reshape(count))
+    return units
+
+
+def _population(sim: Simulator, arrays: Arrays, params: Params) -> Params:
+    """Weight of all clients together, by leaf."""
+    total = jnp.sum(weigh(sim.method.pooling, arrays.train.count))
+    return {n: jnp.full((1, *pooling.block_shape(n, p.shape)), total) for n, p in params.items()}
+
+
+def _absorb(layout: Layout, states: tuple[LevelState, ...], index: Int[Array, ""]) -> tuple[LevelState, ...]:
+    """Moves rows up where a level's turn has come (HierFAVG's cloud step)."""
+    new = list(states)
+    for fine, level in enumerate(layout.levels):
+        if not level.absorb:
+            continue
+        parent = pooling.parent_of(new[fine], new[fine - 1])
+        moved = operations.absorb(new[fine], new[fine - 1], parent, reset=True)
+        turn = (index + 1) % level.absorb == 0
+        old = (new[fine], new[fine - 1])
+        new[fine], new[fine - 1] = jax.tree.map(lambda a, b, turn=turn: jnp.where(turn, a, b), moved, old)
+    return tuple(new)
+
+
+def make_chunk(sim: Simulator, length: int) -> Callable[[State, Arrays, Hyper], tuple[State, RoundInfo]]:
+    """`length` rounds in one scan; compile with the state donated."""
+    round_fn = make_round(sim)
+
+    def chunk(state: State, arrays: Arrays, numbers: Hyper) -> tuple[State, RoundInfo]:
+        return jax.lax.scan(lambda s, _: round_fn(s, arrays, numbers), state, None, length=length)
+
+    return chunk

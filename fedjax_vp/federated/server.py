@@ -1,0 +1,88 @@
+"""Server optimisers, one per level, as optax transformations of the pooled update.
+
+FedAdagrad, FedYogi and FedAdam follow Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), which optax's
+own are not: no bias correction, second moment started at tau^2, tau added to the root:
+
+    m <- beta1 m + (1 - beta1) Delta
+    v <- v + Delta^2                                       (Adagrad)
+    v <- v - (1 - beta2) Delta^2 sign(v - Delta^2)         (Yogi)
+    v <- beta2 v + (1 - beta2) Delta^2                     (Adam)
+    w <- w + lr m / (sqrt(v) + tau)
+
+Here Delta points the way to go (an update, not a gradient). The learning rate is applied by the caller, who holds
+it as a traced value.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, ArrayLike, Float
+
+from fedjax_vp.errors import UserError
+from fedjax_vp.federated.settings import Adaptive, Average, Schedule, ServerOptimizer
+
+
+class AdaptiveState(NamedTuple):
+    """First and second moment, each shaped like the parameters."""
+
+    m: Any
+    v: Any
+
+
+def adaptive(kind: str, beta1: float, beta2: float, tau: float) -> optax.GradientTransformation:
+    """FedAdagrad, FedYogi or FedAdam without its learning rate."""
+    beta1 = 0.0 if kind == "adagrad" else beta1
+    second = {
+        "adagrad": lambda v, d: v + d**2,
+        "yogi": lambda v, d: v - (1 - beta2) * d**2 * jnp.sign(v - d**2),
+        "adam": lambda v, d: beta2 * v + (1 - beta2) * d**2,
+    }[kind]
+
+    def init_fn(params: Any) -> AdaptiveState:
+        return AdaptiveState(
+            jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda p: jnp.full_like(p, tau**2), params)
+        )
+
+    def update_fn(updates: Any, state: AdaptiveState, params: Any = None) -> tuple[Any, AdaptiveState]:
+        del params
+        m = jax.tree.map(lambda m, d: beta1 * m + (1 - beta1) * d, state.m, updates)
+        v = jax.tree.map(second, state.v, updates)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + tau), m, v), AdaptiveState(m, v)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def transformation(settings: ServerOptimizer) -> optax.GradientTransformation:
+    """The server step of a level without its learning rate; maps pooled updates to updates.
+
+    Raises:
+        UserError: optax has no optimiser of that name.
+    """
+    if isinstance(settings, Average):
+        return optax.trace(settings.momentum) if settings.momentum else optax.identity()
+    if isinstance(settings, Adaptive):
+        return adaptive(settings.kind, settings.beta1, settings.beta2, settings.tau)
+    maker = getattr(optax, settings.name, None)
+    if maker is None:
+        raise UserError(f"levels: server.name: optax has no optimiser {settings.name!r}")
+    # Optax descends along gradients, so the pooled update enters with its sign turned.
+    return optax.chain(optax.scale(-1.0), maker(learning_rate=1.0, **settings.options))
+
+
+def factor(
+    schedule: Schedule, round_index: ArrayLike, num_rounds: ArrayLike
+) -> Float[Array, ""]:
+    """Factor on a learning rate in round `round_index` (from 0) of `num_rounds`."""
+    progress = jnp.asarray(round_index, jnp.float32) / jnp.maximum(jnp.asarray(num_rounds, jnp.float32), 1.0)
+    done = jnp.clip((progress - schedule.warmup) / (1 - schedule.warmup), 0.0, 1.0)
+    fall = {"constant": jnp.zeros(()), "linear": done, "cosine": (1 - jnp.cos(jnp.pi * done)) / 2}
+    value = 1 - (1 - schedule.final) * fall[schedule.kind]
+    if schedule.warmup:
+        # The first round already moves: (round + 1) / warm-up rounds.
+        step = 1.0 / jnp.maximum(jnp.asarray(num_rounds, jnp.float32), 1.0)
+        value = jnp.minimum(value, (progress + step) / schedule.warmup)
+    return value
