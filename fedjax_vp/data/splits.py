@@ -1,0 +1,228 @@
+"""Protocols: which windows train, validate, adapt and test.
+
+A protocol names every window by ``now``, the index of its last observed sample, and gives four disjoint masks
+over it. Windows are chosen by video time, never by index. What holds for every protocol:
+
+- History and target of a window lie wholly in one phase: no sample of a test window belongs to a train,
+  valid or adapt window of the same session, and no sample of a valid window to a train window.
+- Sessions of unseen users or videos are never trained or validated on; a session that mixes a seen user with
+  an unseen video (or the reverse) is left out where both are to be unseen.
+- Validation windows come from sessions (or parts of sessions) kept from training, never from test sessions.
+
+**Adaptation.** With ``adapt_s`` > 0, windows of test sessions whose target ends within the session's first
+``adapt_s`` seconds are `adapt`, from the first sample on (``start_s`` does not hold for them). Test windows
+begin, history included, after ``max(adapt_s, reserve_s)`` seconds: set ``reserve_s`` to the largest budget of
+a comparison and every budget is scored on the same test windows. Budgets up to ``start_s - history_s`` (by
+default 4 s) never change them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_vp.data.protocols import (
+    DAVID_TEST_VIDEOS,
+    NETLLM_LISTS,
+    NetLLM,
+    Protocol,
+    UnseenBoth,
+    UnseenUsers,
+    UnseenVideos,
+    Windows,
+    WithinSession,
+)
+from fedjax_vp.data.traces import TraceSet
+from fedjax_vp.errors import UserError
+
+__all__ = [
+    "NetLLM",
+    "Protocol",
+    "Split",
+    "UnseenBoth",
+    "UnseenUsers",
+    "UnseenVideos",
+    "Windows",
+    "WithinSession",
+    "split",
+]
+
+_SLACK_S = 1e-6  # times are compared with round numbers
+
+
+class Split(NamedTuple):
+    """Disjoint masks over `now`; host side."""
+
+    train: np.ndarray  # bool [trace, time]
+    valid: np.ndarray  # bool [trace, time]
+    adapt: np.ndarray  # bool [trace, time]
+    test: np.ndarray  # bool [trace, time]
+
+
+def split(traces: TraceSet, protocol: Protocol) -> Split:
+    """Phases of every window of `traces` under `protocol`.
+
+    Args:
+        traces: Sessions on one time grid.
+        protocol: Settings of one of the protocols of this module.
+
+    Returns:
+        Disjoint masks [trace, time] over `now`.
+
+    Raises:
+        UserError: Traces or lists the protocol cannot be used with.
+    """
+    match protocol:
+        case WithinSession():
+            return _split_time(traces, protocol)
+        case UnseenUsers():
+            tests = _ranks(traces.user) % protocol.folds == protocol.fold
+            return _split_sessions(traces, protocol, ~tests, tests)
+        case UnseenVideos():
+            tests = _ranks(traces.video) % protocol.folds == protocol.fold
+            return _split_sessions(traces, protocol, ~tests, tests)
+        case UnseenBoth():
+            users = _ranks(traces.user) % 2 == 1
+            videos = _test_videos(traces, protocol)
+            return _split_sessions(traces, protocol, ~users & ~videos, users & videos)
+        case NetLLM():
+            return _split_netllm(traces, protocol)
+
+
+def _samples(traces: TraceSet, protocol: Windows) -> tuple[int, int]:
+    """History and horizon in samples."""
+    return (
+        max(1, round(protocol.history_s * traces.rate_hz)),
+        max(1, round(protocol.horizon_s * traces.rate_hz)),
+    )
+
+
+def _ranks(codes: np.ndarray) -> np.ndarray:
+    """Position [trace] of each trace's user or video among those present."""
+    return np.unique(codes, return_inverse=True)[1]
+
+
+def _on_stride(traces: TraceSet, protocol: Windows, stride: int) -> np.ndarray:
+    """Bool [trace, time]: every `stride`-th sample by video time, counted from start_s."""
+    steps = np.rint((traces.time_s() - protocol.start_s) * traces.rate_hz).astype(np.int64)
+    return steps % stride == 0
+
+
+def _test_videos(traces: TraceSet, protocol: UnseenBoth) -> np.ndarray:
+    """Bool [trace]: the video tests."""
+    names = protocol.test_videos
+    if not names and set(DAVID_TEST_VIDEOS) <= set(traces.video_ids):
+        names = DAVID_TEST_VIDEOS
+    if not names:
+        return _ranks(traces.video) % 5 == 4
+    unknown = sorted(set(names) - set(traces.video_ids))
+    if unknown:
+        raise UserError(
+            f"protocol.test_videos names {unknown[0]!r}, which {traces.name} does not have: "
+            f"give some of {', '.join(traces.video_ids[:5])}, ..."
+        )
+    return np.isin(traces.video, [traces.video_ids.index(name) for name in names])
+
+
+def _keep_valid(traces: TraceSet, trains: np.ndarray, share: float) -> np.ndarray:
+    """Bool [trace]: training sessions for validation, spread over users and videos.
+
+    The only training session of a user or of a video keeps training.
+    """
+    keep = np.zeros(len(trains), bool)
+    if share > 0 and trains.any():
+        user, video = traces.user[trains], traces.video[trains]
+        chosen = (_ranks(user) + _ranks(video)) % round(1 / share) == 0
+        chosen &= (np.bincount(user)[user] > 1) & (np.bincount(video)[video] > 1)
+        keep[trains] = chosen
+    return keep
+
+
+def _split_sessions(
+    traces: TraceSet,
+    protocol: Windows,
+    trains: np.ndarray,
+    tests: np.ndarray,
+    valids: np.ndarray | None = None,
+) -> Split:
+    """Whole sessions to phases; `valids` is drawn from `trains` where it is not given."""
+    if valids is None:
+        valids = _keep_valid(traces, trains, protocol.valid_share)
+        trains = trains & ~valids
+    history, horizon = _samples(traces, protocol)
+    seen = traces.eligible(history, horizon, protocol.start_s)
+    learned = seen & _on_stride(traces, protocol, protocol.stride)
+    adapt, free = _adapt(traces, protocol)
+    return Split(
+        train=learned & trains[:, None],
+        valid=learned & valids[:, None],
+        adapt=adapt & tests[:, None],
+        test=seen & free & _on_stride(traces, protocol, protocol.test_stride) & tests[:, None],
+    )
+
+
+def _adapt(traces: TraceSet, protocol: Windows) -> tuple[np.ndarray, np.ndarray]:
+    """Windows within the budget at a session's start, and windows wholly after budget and reserve."""
+    history, horizon = _samples(traces, protocol)
+    age_s = (
+        np.arange(traces.valid.shape[1])[None, :] - traces.valid.argmax(axis=1)[:, None]
+    ) / traces.rate_hz
+    within = age_s + horizon / traces.rate_hz <= protocol.adapt_s + _SLACK_S
+    adapt = within & traces.eligible(history, horizon) & _on_stride(traces, protocol, protocol.stride)
+    kept_s = max(protocol.adapt_s, protocol.reserve_s)
+    after = age_s - (history - 1) / traces.rate_hz > kept_s + _SLACK_S
+    return adapt, after if kept_s > 0 else np.ones_like(after)
+
+
+def _split_time(traces: TraceSet, protocol: WithinSession) -> Split:
+    """Three stretches of each session, a full window apart, so that no sample is in two of them."""
+    history, horizon = _samples(traces, protocol)
+    span = history + horizon
+    seen = traces.eligible(history, horizon, protocol.start_s)
+    now = np.arange(seen.shape[1])[None, :]
+    first = seen.argmax(axis=1)
+    windows = np.where(seen.any(axis=1), seen.shape[1] - seen[:, ::-1].argmax(axis=1) - first, 0)
+    # Each border between phases costs the windows that would lie on both of its sides.
+    spare2, spare3 = windows - (span - 1), windows - 2 * (span - 1)
+    three = (spare3 >= 3) & (protocol.valid_share > 0)
+    spare = np.where(three, spare3, spare2)
+    num_test = np.clip(np.rint(spare * (1 - protocol.train_share)), 1, np.maximum(1, spare - 2))
+    num_valid = np.where(
+        three, np.clip(np.rint((spare - num_test) * protocol.valid_share), 1, spare - num_test - 1), 0
+    )
+    two = spare2 >= 2
+    num_test = np.where(two, num_test, 0)
+    num_train = np.where(two, spare - num_test - num_valid, windows)
+    valid_from = first + num_train + span - 1
+    test_from = np.where(two, first + windows - num_test, seen.shape[1])
+    learned = seen & _on_stride(traces, protocol, protocol.stride)
+    return Split(
+        train=learned & (now < (first + num_train)[:, None]),
+        valid=learned & (now >= valid_from[:, None]) & (now < (valid_from + num_valid)[:, None]),
+        adapt=np.zeros_like(seen),
+        test=seen & _on_stride(traces, protocol, protocol.test_stride) & (now >= test_from[:, None]),
+    )
+
+
+def _split_netllm(traces: TraceSet, protocol: NetLLM) -> Split:
+    """NetLLM's lists; sessions of users and videos from different lists are left out."""
+    if traces.name not in NETLLM_LISTS:
+        raise UserError(
+            f"protocol netllm has no lists for dataset {traces.name!r}: choose {' or '.join(NETLLM_LISTS)}"
+        )
+    users, videos = NETLLM_LISTS[traces.name]
+    trains, valids, tests = (
+        _named(traces.user, traces.user_ids, user_list) & _named(traces.video, traces.video_ids, video_list)
+        for user_list, video_list in zip(users, videos, strict=True)
+    )
+    phases = _split_sessions(traces, protocol, trains, tests, valids)
+    last = traces.valid.shape[1] - 1 - traces.valid[:, ::-1].argmax(axis=1)
+    left_s = (last[:, None] - 1 - np.arange(traces.valid.shape[1])[None, :]) / traces.rate_hz
+    tail = left_s >= protocol.tail_s - _SLACK_S
+    return Split(*(phase & tail for phase in phases[:2]), phases.adapt, phases.test & tail)
+
+
+def _named(codes: np.ndarray, ids: tuple[str, ...], wanted: tuple[int, ...]) -> np.ndarray:
+    """Bool [trace]: the trace's user or video is one of the wanted."""
+    return np.isin(codes, [index for index, name in enumerate(ids) if name in set(map(str, wanted))])
