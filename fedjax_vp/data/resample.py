@@ -1,7 +1,8 @@
 """From the rows of one published session to samples on the common time grid.
 
 Rows are checked first; every complaint names the file, the row and the reason. Then directions are
-interpolated along great circles at the video times k / rate (Shoemake, "Animating rotation with quaternion curves", 1985).
+interpolated along great circles at the video times k / rate (Shoemake, "Animating rotation with quaternion
+curves", 1985).
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class RawSession(NamedTuple):
     row: np.ndarray  # int [row] number of each row in the file
     time_s: np.ndarray  # [row] video time
     direction: np.ndarray  # [row, 3]
-    channels: Mapping[str, np.ndarray] = {}  # name -> [row, c]; "quaternion" is interpolated as a rotation
+    # name -> [row, c]; "quaternion" is interpolated as a rotation, "euler" taken from the nearest row
+    channels: Mapping[str, np.ndarray] = {}
     labels: Mapping[str, str] = {}
 
 
@@ -100,12 +102,7 @@ def resample(raw: RawSession, rules: Rules, counts: Counter[str]) -> Session:
             raw, 0, "too_short", f"too short: {span:.3g} s hold fewer than 2 samples at {rules.rate_hz:g} Hz"
         )
     grid_s = np.arange(first, last + 1) / rules.rate_hz
-    channels = {
-        name: slerp_at(raw.time_s, _continuous(values), grid_s)
-        if name == "quaternion"
-        else np.stack([np.interp(grid_s, raw.time_s, column) for column in values.T], 1)
-        for name, values in raw.channels.items()
-    }
+    channels = {name: _channel_at(name, raw.time_s, values, grid_s) for name, values in raw.channels.items()}
     direction = slerp_at(raw.time_s, raw.direction, grid_s)
     return Session(raw.user, raw.video, first / rules.rate_hz, direction, channels, raw.labels)
 
@@ -135,6 +132,15 @@ def slerp_at(
     far = np.where(small, share, np.sin(share * safe) / np.sin(safe))
     mixed = near * start + far * end
     return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+
+
+def _channel_at(name: str, time_s: np.ndarray, values: np.ndarray, query_s: np.ndarray) -> np.ndarray:
+    if name == "quaternion":
+        return slerp_at(time_s, _continuous(values), query_s)
+    if name == "euler":
+        middle = (time_s[1:] + time_s[:-1]) / 2
+        return values[np.searchsorted(middle, query_s)]
+    return np.stack([np.interp(query_s, time_s, column) for column in values.T], 1)
 
 
 def great_circle_deg(

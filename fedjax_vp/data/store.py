@@ -1,6 +1,6 @@
 """Data sets by name: their published files, and what was imported from them into the user's cache.
 
-Imports lie under ``$XDG_CACHE_HOME/fedjax_vp`` (default ``~/.cache/fedjax_vp``), named after data set and rate.
+Imports lie under ``$XDG_CACHE_HOME/fedjax_vp`` (default ``~/.cache/fedjax_vp``), named after set and rate.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def load(name: str, root: str | Path | None = None, rate_hz: float = 5.0) -> Tra
         rate = "" if rate_hz == 5.0 else f" --rate {rate_hz:g}"
         hint = "" if name in NAMES or _nearest(name) is None else f"; or did you mean {_nearest(name)}?"
         raise UserError(
-            f"data set {name} is not imported at {rate_hz:g} Hz; run: fedjax-vp data import {name} PATH{rate} "
-            f"(PATH: the published folder, archive or table){hint}"
+            f"data set {name} is not imported at {rate_hz:g} Hz; run: fedjax-vp data import {name} PATH{rate}"
+            f" (PATH: the published folder, archive or table){hint}"
         )
     return read_cached(path)
 

@@ -7,7 +7,7 @@ Columns ``user``, ``video``, ``t`` (s) and one of
 - ``qw, qx, qy, qz``: the head's quaternion in a stated convention (``head.py``).
 
 Rows of a session stand in order of time; sessions may be interleaved and sampled at any rate. A further
-column that is constant within every session becomes a label; others are left aside, and that is said and counted.
+column that is constant within every session becomes a label; others are left aside, said and counted.
 """
 
 from __future__ import annotations

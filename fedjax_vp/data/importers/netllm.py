@@ -1,8 +1,9 @@
 """Wu et al. (MMSys 2017) and Jin et al. (MM 2022, "Where Are You Looking?") as NetLLM publishes them.
 
 Files ``data/viewports/<Wu2017|Jin2022>/video<j>/5Hz/simple_5Hz_user<i>.csv``: playback time, roll, pitch,
-yaw. The three angles are intrinsic z-x'-y'' Euler angles of the headset's orientation R in a left-handed frame
-with y up; (pitch, yaw) is *not* (latitude, longitude). The viewer looks along R e_z.
+yaw. The three angles are intrinsic z-x'-y'' Euler angles of the headset's orientation R in a left-handed
+frame with y up; (pitch, yaw) is *not* (latitude, longitude). The viewer looks along R e_z.
+Channel "euler" keeps the published degrees, which NetLLM's own error is taken over.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _parse(name: str, source: str, match: re.Match[str], content: bytes) -> list
             row=np.arange(1, len(rows) + 1),
             time_s=time_s,
             direction=direction_of_euler(euler, name),
-            channels={"quaternion": quaternion_of_euler(euler)},
+            channels={"quaternion": quaternion_of_euler(euler), "euler": rows[:, 1:]},
         )
     ]
 
