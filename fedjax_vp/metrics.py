@@ -72,8 +72,8 @@ def summarize(
 
     Returns:
         ``error_deg`` with ``mean``, ``median``, ``p95`` (lists over horizons, by windows); ``by_client``
-        (mean over sessions of session means) and ``by_user``; ``worst_decile_deg`` (mean of the worst tenth of
-        the sessions, chosen at each horizon anew); ``tiles`` (lists over tile horizons by score);
+        (mean over sessions of session means) and ``by_user``; ``worst_decile_deg`` (mean of the worst tenth
+        of the sessions, chosen at each horizon anew); ``tiles`` (lists over tile horizons by score);
         ``num_windows``; the tables ``sessions`` (session, user, windows, error_deg) and ``users`` (user,
         sessions, windows, error_deg), whose ``error_deg`` has one list over horizons a row.
 
