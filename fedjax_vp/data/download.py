@@ -1,7 +1,7 @@
 """Fetching the published files: by URL, resumed where the server allows, checked by SHA-256.
 
-Code hosts pack archives anew now and then, so their bytes are no fixed thing. What is checked is therefore the
-*content digest*: the SHA-256 over the sorted list of the session files' SHA-256 and paths inside the archive.
+Code hosts pack archives anew now and then, so their bytes are no fixed thing. What is checked is therefore
+the *content digest*: the SHA-256 over the sorted list of the session files' SHA-256 and paths in the archive.
 """
 
 from __future__ import annotations

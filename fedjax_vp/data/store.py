@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fedjax_vp.data.importers import layouts
 from fedjax_vp.data.ingest import OnError, Unit, ingest
@@ -92,10 +92,10 @@ def read_original(
     path: Path,
     *,
     rate_hz: float = 5.0,
-    repair: bool = False,
     on_error: OnError = "fail",
     warn: Callable[[str], None] = lambda message: None,
     watch: Watch[Unit] = lambda units, expected: units,
+    **table: Any,
 ) -> TraceSet:
     """Read, check and resample published files, or a table under a name of one's own.
 
@@ -103,10 +103,10 @@ def read_original(
         name: A known data set, or any name for a table.
         path: Folder or archive in the published layout; or a .parquet or .csv table.
         rate_hz: Samples a second.
-        repair: For tables: mend what can be mended (``Table.repair``).
         on_error: "fail" at the first bad session, or "skip" it and count it.
         warn: Takes one line for each thing skipped.
         watch: Wraps the readers of files, to show progress.
+        table: Further settings of ``Table``, for a table.
 
     Returns:
         The traces.
@@ -115,8 +115,10 @@ def read_original(
         UserError: No such files, or a bad session under "fail".
     """
     if name not in NAMES:
-        return replace(_read_table(name, path, rate_hz, repair, on_error, warn), name=name)
-    if repair:
+        _check_table(name, path)
+        settings = Table(path=str(path), rate_hz=rate_hz, on_error=on_error, **table)
+        return replace(settings.load(warn), name=name)
+    if table.get("repair"):
         raise UserError(f"--repair is for tables; {name} is mended as its publication is known to need")
     layout = layouts()[name]
     files = read_files(path, layout.pattern)
@@ -143,16 +145,13 @@ class _Counted:
             yield unit
 
 
-def _read_table(
-    name: str, path: Path, rate_hz: float, repair: bool, on_error: OnError, warn: Callable[[str], None]
-) -> TraceSet:
+def _check_table(name: str, path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
             f"unknown data set {name!r}: the known ones are {', '.join(NAMES)}"
             + (f" (did you mean {_nearest(name)}?)" if _nearest(name) else "")
             + "; another name is for a .parquet or .csv table"
         )
-    return Table(path=str(path), rate_hz=rate_hz, repair=repair, on_error=on_error).load(warn)
 
 
 def _nearest(name: str) -> str | None:
