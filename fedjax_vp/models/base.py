@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key
 
 from fedjax_vp import geometry
-from fedjax_vp.models.features import FeatureMap, Features, Inputs, WindowShape
+from fedjax_vp.models.features import FeatureMap, Features, Inputs, WindowShape, reach_s
 
 Params = dict[str, Array]
 """Parameters by path, "dense_0/kernel" -> array; those of the last layer are "head/kernel", "head/bias"."""
@@ -44,6 +44,19 @@ def displace(
     return jnp.stack([cos * level - sinc * north * up, sinc * east, cos * up + sinc * north * level], axis=-1)
 
 
+def last_step(past: Float[Array, "window history 3"]) -> Float[Array, "window 2"]:
+    """Last movement between samples, radians to the east and north, of windows in their yaw frame."""
+    level, up = past[:, -1, 0], past[:, -1, 2]
+    back = past[:, -2]
+    return jnp.stack([-back[:, 1], back[:, 0] * up - back[:, 2] * level], axis=-1)
+
+
+def refuse_velocity(features: Features, kind: str) -> None:
+    """Raise ValueError where a model that feeds its own positions back is asked to add to a velocity."""
+    if features.velocity:
+        raise ValueError(f"features.velocity is of no use to {kind}, which feeds positions back: set false")
+
+
 def learned(network: nn.Module, features: Features, shape: WindowShape) -> Predictor:
     """Split a Flax network into a predictor in the yaw frame of the last observed direction.
 
@@ -56,6 +69,7 @@ def learned(network: nn.Module, features: Features, shape: WindowShape) -> Predi
         shape: of the windows.
     """
     feature_map: FeatureMap = features.build(shape)
+    samples = jnp.asarray(reach_s(shape) * shape.rate_hz)
 
     def init(key: Key[Array, ""]) -> Params:
         past = jnp.zeros((1, shape.history, 3), jnp.float32)
@@ -69,7 +83,10 @@ def learned(network: nn.Module, features: Features, shape: WindowShape) -> Predi
         variables = {"params": unflatten_dict(weights, sep="/")}
         output = cast(Array, network.apply(variables, view.past, view.context))
         if output.ndim == 2:
-            output = displace(view.past[:, -1], output.reshape(-1, shape.horizon, 2))
+            displacement = output.reshape(-1, shape.horizon, 2)
+            if features.velocity and shape.history > 1:
+                displacement = displacement + last_step(view.past)[:, None] * samples[None, :, None]
+            output = displace(view.past[:, -1], displacement)
         return geometry.from_yaw_frame(output, view.frame[:, None])
 
     return Predictor(init, apply)

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from fedjax_vp.models.base import Predictor, learned, small_head_init
-from fedjax_vp.models.features import Features, WindowShape
+from fedjax_vp.models.features import Features, WindowShape, flat_past
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -33,7 +33,7 @@ class MLPNet(nn.Module):
         self, past: Float[Array, "window history 3"], context: Float[Array, "window c"]
     ) -> Float[Array, "window output"]:
         """Displacements (east, north) of every future sample."""
-        x = jnp.concatenate([past.reshape(past.shape[0], -1), context], axis=-1)
+        x = jnp.concatenate([flat_past(past), context], axis=-1)
         for index, width in enumerate(self.hidden):
             x = ACTIVATIONS[self.activation](nn.Dense(width, name=f"dense_{index}")(x))
         return nn.Dense(self.num_outputs, kernel_init=small_head_init(), name="head")(x)

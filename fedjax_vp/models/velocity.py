@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key
 
 from fedjax_vp import geometry
 from fedjax_vp.models.base import Params, Predictor
-from fedjax_vp.models.features import Inputs, WindowShape
+from fedjax_vp.models.features import DAMPING_S, Inputs, WindowShape, reach_s
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Velocity:
 
     kind: Literal["velocity"] = "velocity"
     over_s: float = 0.2
-    damping_s: float | None = 0.4  # time constant of the decay; null: constant velocity
+    damping_s: float | None = DAMPING_S  # time constant of the decay; null: constant velocity
 
     def __post_init__(self) -> None:
         if not self.over_s > 0:
@@ -32,17 +31,10 @@ class Velocity:
         if self.damping_s is not None and not self.damping_s > 0:
             raise ValueError(f"model.damping_s is {self.damping_s}: give a positive time, or null for none")
 
-    def reach_s(self, shape: WindowShape) -> np.ndarray:
-        """Seconds of undamped movement that each future sample stands for, float32 [horizon]."""
-        ahead = np.arange(1, shape.horizon + 1) / shape.rate_hz
-        if self.damping_s is not None and np.isfinite(self.damping_s):
-            ahead = -self.damping_s * np.expm1(-ahead / self.damping_s)
-        return ahead.astype(np.float32)
-
     def build(self, shape: WindowShape) -> Predictor:
         """Predictor of the given window shape; with one observed sample it predicts no motion."""
         steps = min(max(1, round(self.over_s * shape.rate_hz)), shape.history - 1)
-        gain = self.reach_s(shape) * (shape.rate_hz / max(steps, 1))
+        gain = reach_s(shape, self.damping_s) * (shape.rate_hz / max(steps, 1))
 
         def init(key: Key[Array, ""]) -> Params:
             return {}
