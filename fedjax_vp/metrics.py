@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from scipy.special import ndtri, stdtrit
 
 from fedjax_vp.errors import UserError
@@ -121,14 +121,14 @@ def summarize(
 
 
 def group_means(
-    group: Int[np.ndarray, "row"],
+    group: Shaped[np.ndarray, "row"],
     values: Float[np.ndarray, "row column"],
     weights: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weighted mean of the rows of each group.
 
     Args:
-        group: Group of every row.
+        group: Group of every row, numbers or names.
         values: Rows to average.
         weights: Weight of every row, [row]; equal weights of 1 by default.
 

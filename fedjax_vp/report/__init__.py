@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from fedjax_vp.report.figures import render, render_comparison
-from fedjax_vp.report.folder import RunFolder, is_finished, read
+from fedjax_vp.report.folder import RunFolder, read
 from fedjax_vp.report.tables import Table, run_table, show, write
 
 __all__ = [
     "RunFolder",
     "Table",
-    "is_finished",
     "read",
     "render",
     "render_comparison",

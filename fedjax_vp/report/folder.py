@@ -116,11 +116,6 @@ def read(path: Path, label: str | None = None) -> RunFolder:
         raise UserError(f"{path}: the run folder cannot be read ({reason}); run it again") from error
 
 
-def is_finished(path: Path) -> bool:
-    """Whether the folder holds a finished run."""
-    return (path / "summary.json").is_file() and (path / "manifest.json").is_file()
-
-
 def _unfinished(path: Path) -> str:
     if (path / "manifest.json").is_file() or (path / "checkpoints").is_dir():
         return (

@@ -112,7 +112,7 @@ def degrees(value: float) -> str:
     return f"{value:.2f}" if np.isfinite(value) else MISSING
 
 
-def size(num_bytes: float | None) -> str:
+def size(num_bytes: int | float | None) -> str:
     """Bytes in a readable unit.
 
     >>> size(2_100_000), size(999), size(None)
@@ -130,7 +130,7 @@ def size(num_bytes: float | None) -> str:
     return f"{num_bytes:.0f} B"
 
 
-def percent(share: float | None) -> str:
+def percent(share: int | float | None) -> str:
     """A share in percent.
 
     >>> percent(0.125), percent(None)

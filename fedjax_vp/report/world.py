@@ -20,6 +20,7 @@ _QUANTILES = (0.25, 0.5, 0.75, 0.95)  # of the error among the windows: what wen
 _PAST = {"color": "#555555", "linestyle": (0, (1, 1)), "linewidth": 1.6}
 _TRUE = {"color": "#000000", "linestyle": "-", "linewidth": 1.4}
 _PREDICTED = {"color": "#D55E00", "linestyle": (0, (4, 1.5)), "linewidth": 1.6}
+_PATHS = ("past", "true", "predicted")
 _SIDE = 60  # points on each side of a field of view
 
 
@@ -48,7 +49,7 @@ def world_map(examples: Mapping[str, np.ndarray], horizon_s: float) -> Figure | 
             wspace=0.08, hspace=0.2,
         )  # fmt: skip
         for one, index in zip(grid.flat, chosen, strict=False):
-            _window(one, {name: array[index] for name, array in examples.items() if array.ndim})
+            _window(one, {name: examples[name][index] for name in _PATHS})
             one.set_title(
                 f"session {int(examples['session'][index])}, {float(examples['now_s'][index]):.1f} s: "
                 f"{error_deg[index]:.0f}° off after {horizon_s:g} s"

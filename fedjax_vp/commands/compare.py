@@ -1,0 +1,148 @@
+"""`fedjax-vp compare`: several configs or finished runs, over seeds, in one table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedjax_vp.errors import UserError
+
+if TYPE_CHECKING:
+    from fedjax_vp.config import Config
+    from fedjax_vp.report import RunFolder
+
+_FREE = ("seed", "name", "engine", "compare")  # settings that may differ between runs of one method
+
+
+@click.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@click.option(
+    "--seeds", default=None, metavar="0,1,2", help="Seeds of the configs; a config's own by default."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of the comparison; run again with the same one, finished runs are reused.",
+)
+def compare(targets: tuple[str, ...], seeds: str | None, out: Path | None) -> None:
+    """Compare methods: each TARGET is a config (path or shipped name, run here) or a finished run folder.
+
+    Prints mean errors with 95 % intervals over seeds, paired differences to the first target and the share of
+    users hurt relative to FedAvg; writes compare.parquet, compare.md, compare.csv and figures to the folder.
+    """
+    execute(targets, parse_seeds(seeds), out)
+
+
+def execute(targets: Sequence[str], seeds: Sequence[int] | None = None, out: Path | None = None) -> Path:
+    """Run what has to be run, compare, print, write.
+
+    Args:
+        targets: Paths or names of configs, and run folders; run folders of one config are its seeds.
+        seeds: Seeds of the configs; their own by default.
+        out: Folder of the comparison and of the runs made for it.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        UserError: A target is missing, unfinished, or was not tested on the same windows.
+    """
+    out = out or Path("runs") / _default_name(targets)
+    runs = collect(targets, seeds, out)
+
+    from fedjax_vp import report
+    from fedjax_vp.report import comparison
+
+    result = comparison.compare(runs)
+    table = comparison.to_table(result)
+    out.mkdir(parents=True, exist_ok=True)
+    comparison.to_frame(result).write_parquet(out / "compare.parquet")
+    report.write(table, out / "compare.md")
+    report.write(table, out / "compare.csv")
+    first = {method: folders[0] for method, folders in runs.items()}
+    report.render_comparison(out, first, result.error_deg, result.half_deg)
+    report.show(table)
+    click.echo(f"written to {out}")
+    return out
+
+
+def collect(targets: Sequence[str], seeds: Sequence[int] | None, out: Path) -> dict[str, list[RunFolder]]:
+    """Runs by method: folders read, configs run (or their finished runs under ``out`` reused)."""
+    from fedjax_vp import report
+
+    by_config: dict[str, list[RunFolder]] = {}
+    label_of: dict[str, str] = {}
+    for target in targets:
+        is_folder = Path(target).is_dir()
+        folders = [Path(target)] if is_folder else _run_all(target, seeds, out)
+        for folder in folders:
+            run = report.read(folder)
+            key = _identity(run.manifest.get("config", run.summary["algorithm"]))
+            label = run.label if is_folder else Path(target).stem
+            if label_of.setdefault(key, label) != label and not is_folder:
+                raise UserError(f"{target}: the same config as {label_of[key]}; give it once")
+            by_config.setdefault(key, []).append(run)
+    labels = _distinct({key: label_of[key] for key in by_config}, by_config)
+    return {labels[key]: folders for key, folders in by_config.items()}
+
+
+def parse_seeds(text: str | None) -> list[int] | None:
+    """Seeds given as "0,1,2".
+
+    Raises:
+        UserError: The text is something else, or names a seed twice.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
+        raise UserError(f"--seeds {text}: give different whole numbers with commas between, such as 0,1,2")
+    return [int(part) for part in parts]
+
+
+def _run_all(target: str, seeds: Sequence[int] | None, out: Path) -> list[Path]:
+    from fedjax_vp.config import load_config
+
+    own = load_config(target, compare=[])
+    folders = []
+    for seed in seeds if seeds is not None else [own.seed]:
+        config = load_config(target, compare=[], seed=seed)
+        folder = out / f"{Path(target).stem}-seed{seed}"
+        _run_once(config, folder)
+        folders.append(folder)
+    return folders
+
+
+def _run_once(config: Config, folder: Path) -> None:
+    """Run a config, continue it where it was interrupted, or leave it where it has finished."""
+    from fedjax_vp import experiment, results, simulate
+
+    click.echo(f"{folder}: {'finished before' if results.is_finished(folder) else 'running'}")
+    try:
+        experiment.run(config, folder, resume=True)
+    except simulate.Interrupted as stop:
+        click.echo(f"interrupted: the same command continues ({stop})", err=True)
+        sys.exit(130)
+
+
+def _identity(config: Any) -> str:
+    """What makes two runs runs of one method."""
+    if isinstance(config, dict):
+        config = {key: value for key, value in config.items() if key not in _FREE}
+    return json.dumps(config, sort_keys=True)
+
+
+def _distinct(labels: dict[str, str], runs: dict[str, list[RunFolder]]) -> dict[str, str]:
+    """Labels no two configs share: where two do, each is called by its first folder."""
+    shared = [label for label in labels.values() if list(labels.values()).count(label) > 1]
+    return {key: runs[key][0].path.name if label in shared else label for key, label in labels.items()}
+
+
+def _default_name(targets: Sequence[str]) -> str:
+    return "-".join(["compare", *(Path(target).stem for target in targets)])[:100]
