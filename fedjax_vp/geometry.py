@@ -124,13 +124,14 @@ def log_map(base: Float[Array, "*#batch 3"], target: Float[Array, "*#batch 3"]) 
     Opposite directions have no unique one: the eastward is returned, with gradient zero.
     """
     base, target = jnp.broadcast_arrays(base, target)
-    step = target - base  # exact for near directions, where target - (base . target) base cancels
-    across = step - jnp.sum(base * step, axis=-1, keepdims=True) * base
+    ahead = jnp.sum(base * target, axis=-1, keepdims=True) > 0
+    # Both are exact where target - (base . target) base cancels: near `base`, and near its opposite.
+    offset = jnp.where(ahead, target - base, target + base)
+    across = offset - jnp.sum(base * offset, axis=-1, keepdims=True) * base
     sine = safe_norm(across)[..., None]
     angle = great_circle(base, target)[..., None]
     tangent = jnp.where(sine > 0, angle / jnp.where(sine > 0, sine, 1.0), 1.0) * across
-    opposite = (sine == 0) & (jnp.sum(base * target, axis=-1, keepdims=True) < 0)
-    return jnp.where(opposite, math.pi * tangent_basis(base)[0], tangent)
+    return jnp.where((sine == 0) & ~ahead, math.pi * tangent_basis(base)[0], tangent)
 
 
 def slerp(
