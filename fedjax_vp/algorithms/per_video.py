@@ -1,0 +1,21 @@
+"""One model per video: FedAvg within the viewers of each video, nothing shared between videos.
+
+    w_v <- w_v + sum_i (n_i / n_v) (w_i - w_v)    over the participants i that watch v    (1)
+
+The hierarchy has one level, `video`, with a row a video. The model has a table by video time, without which a
+model of its own has almost nothing to learn about a video. An unseen video gets the initial model.
+"""
+
+from __future__ import annotations
+
+from fedjax_vp.algorithms.recipe import Recipe
+
+PER_VIDEO = Recipe(
+    name="per_video",
+    title="one model per video",
+    settings={
+        "levels": [{"name": "video", "by": "video"}],
+        "model": {"features": {"table": 4}},
+        "local": {"optimizer": "sgd", "lr": 0.1, "batch": 32, "steps": 8},
+    },
+)

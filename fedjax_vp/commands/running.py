@@ -1,0 +1,66 @@
+"""What `fedjax-vp run` does once its words are parsed; loaded only then, as it needs everything."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedjax_vp import experiment, results, simulate
+from fedjax_vp.config import Config, load_config
+from fedjax_vp.environment import prepare_devices
+from fedjax_vp.errors import UserError
+from fedjax_vp.report import figures, tables
+from fedjax_vp.report import folder as report_folder
+
+
+def choose(
+    name: str | None, overrides: list[tuple[str, Any]], out: Path | None, resume: Path | None
+) -> tuple[Config, Path]:
+    """The config to run and its folder; a resumed run brings its own config.
+
+    Raises:
+        UserError: The config is wrong, or there is nothing to resume.
+    """
+    if resume is None:
+        config = load_config(name or "quickstart", **dict(overrides))
+        return config, out or fresh_folder(config.name)
+    if out is not None and out.resolve() != resume.resolve():
+        raise UserError(f"--out {out} and --resume {resume} are two folders: give --resume alone")
+    kept = results.kept_config(resume)
+    if kept is None and name is None:
+        raise UserError(
+            f"--resume {resume}: there is no run in this folder; give the folder of one, or a CONFIG"
+        )
+    return load_config(name or kept or "quickstart", **dict(overrides)), resume
+
+
+def fresh_folder(name: str) -> Path:
+    """A run folder of its own under ./runs."""
+    stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = stem, 1
+    while folder.exists():
+        number += 1
+        folder = stem.with_name(f"{stem.name}-{number}")
+    return folder
+
+
+def execute(config: Config, folder: Path, resume: bool, quiet: bool) -> None:
+    """Runs a config into a folder and prints its table; exits with 130 when interrupted."""
+    prepare_devices(config.engine.devices)
+    try:
+        result = experiment.run(config, folder, resume=resume, progress=not quiet)
+    except simulate.Interrupted as stop:
+        click.echo(f"interrupted: continue with `fedjax-vp run --resume {folder}` ({stop})", err=True)
+        sys.exit(130)
+    if result.state is not None or not (folder / "figures").is_dir():
+        figures.render(folder)
+    tables.show(tables.run_table(report_folder.read(folder)))
+    times = result.summary
+    click.echo(
+        f"{times['wall_s']:.1f} s of rounds, {times['compile_s']:.1f} s of compilation, "
+        f"{times['evaluate_s']:.1f} s of evaluation; run folder: {folder}"
+    )

@@ -1,0 +1,212 @@
+"""Configs: the settings of every part united, merged from several sources, then validated once.
+
+The strongest last: defaults of the settings classes, the recipe that `algorithm` names, the YAML file, and
+overrides (keywords here, `--dotted.key value` on the command line). What is not said keeps its default, so
+that a file holds only what it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from fedjax_vp import models
+from fedjax_vp.algorithms import recipe
+from fedjax_vp.data.planted import Planted
+from fedjax_vp.data.protocols import Protocol, UnseenUsers
+from fedjax_vp.data.store import Named
+from fedjax_vp.data.synthetic import Synthetic
+from fedjax_vp.data.table import Table
+from fedjax_vp.errors import UserError
+from fedjax_vp.federated.settings import (
+    Adapt,
+    Engine,
+    Evaluate,
+    Level,
+    Local,
+    Method,
+    Mixing,
+    Participation,
+    Pooling,
+)
+from fedjax_vp.merging import Layer, merge
+from fedjax_vp.settings_text import nest, plain, read
+from fedjax_vp.suggest import suggestion
+
+DatasetSettings = Named | Table | Synthetic | Planted
+
+_STRUCTURE = ("levels", "client", "mixing", "adapt")  # what a file says of these, it says of its own method
+_SHARED = ("seed", "rounds", "dataset", "protocol", "engine", "evaluate")
+_METHOD = Method()
+
+
+class Config(BaseModel):
+    """Everything that decides the outcome of a run; frozen.
+
+    `compare` names recipes that run beside the config's own method, on the same traces and windows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "run"
+    seed: int = 0
+    rounds: int = 300
+    dataset: Annotated[DatasetSettings, Field(discriminator="kind")] = Synthetic()
+    protocol: Annotated[Protocol, Field(discriminator="kind")] = UnseenUsers()
+    model: Annotated[models.ModelSettings, Field(discriminator="kind")] = models.MLP()
+    algorithm: str = "fedavg"
+    levels: tuple[Level, ...] = _METHOD.levels
+    client: Literal["session", "user", "all"] = _METHOD.client
+    local: Local = _METHOD.local
+    participation: Annotated[Participation, Field(discriminator="kind")] = _METHOD.participation
+    pooling: Pooling = _METHOD.pooling
+    mixing: Mixing = _METHOD.mixing
+    adapt: Adapt = _METHOD.adapt
+    engine: Engine = Engine()
+    evaluate: Evaluate = Evaluate()
+    compare: tuple[str, ...] = ()
+
+    _beside: dict[str, Config] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.rounds < 1:
+            raise ValueError(f"rounds is {self.rounds}: give at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}: give a number from 0 to 2^32 - 1")
+        if len(set(self.compare)) != len(self.compare):
+            raise ValueError(f"compare names a recipe twice in {list(self.compare)}: name each once")
+        if not self.name or "/" in self.name or "\\" in self.name:
+            raise ValueError(f"name is {self.name!r}: give a plain word, it names the run folder")
+        _ = self.method  # what the levels must be to each other is checked there
+        return self
+
+    @property
+    def method(self) -> Method:
+        """Levels and slots as the engine takes them."""
+        return Method(
+            levels=self.levels,
+            client=self.client,
+            local=self.local,
+            participation=self.participation,
+            pooling=self.pooling,
+            mixing=self.mixing,
+            adapt=self.adapt,
+        )
+
+    @property
+    def beside(self) -> dict[str, Config]:
+        """Configs of the methods in `compare`, by recipe: this config with another `algorithm`.
+
+        They share data, protocol, rounds and seed, and take what the file says of training; what it says of
+        levels, mixing and adaptation, and of settings that only its own recipe makes, is its own method's.
+        """
+        shared = {key: getattr(self, key) for key in _SHARED}
+        others = {name: self._beside.get(name) for name in self.compare if name != self.algorithm}
+        unknown = [name for name, other in others.items() if other is None]
+        if unknown:
+            raise UserError(f"compare: {unknown[0]} was not resolved; make the config with load_config")
+        return {name: other.model_copy(update=shared) for name, other in others.items() if other}
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Every setting, resolved, as JSON and YAML have them."""
+        return {key: plain(getattr(self, key)) for key in type(self).model_fields}
+
+
+Config.model_rebuild()
+
+
+def load_config(source: str | Path | Mapping[str, Any] = "quickstart", **overrides: Any) -> Config:
+    """Reads a config and lays overrides on top.
+
+    Args:
+        source: Path of a YAML file, name of a shipped config, or a mapping.
+        overrides: Settings by key, nested (`local={"lr": 0.1}`) or dotted (`**{"local.lr": 0.1}`).
+
+    Returns:
+        The validated config.
+
+    Raises:
+        UserError: The file is missing or malformed, or a setting is unknown or wrong.
+    """
+    if isinstance(source, Mapping):
+        name, where, given = "run", "mapping", plain(source)
+    else:
+        path = find_config(source)
+        name, where, given = path.stem, str(path), read(path)
+    layers = [Layer(where, {"name": name, **given}), Layer("overrides", nest(overrides.items()))]
+    config = _resolve(layers, _algorithm(layers))
+    config._beside.update(
+        {other: _resolve_beside(layers, config.algorithm, other) for other in config.compare}
+    )
+    return config
+
+
+def find_config(source: str | Path) -> Path:
+    """Path of a config file that is named by its path or, for shipped ones, by its name.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise UserError(f"config {source} does not exist: give the path of a YAML file or a shipped name")
+    raise UserError(
+        f"config {str(source)!r} is neither a file nor shipped: {suggestion(str(source), shipped)}"
+    )
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Paths of the configs that come with the package, by name."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "configs", package.parent / "configs"):  # wheel, checkout
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {}
+
+
+def _algorithm(layers: list[Layer]) -> str:
+    named = [layer.value["algorithm"] for layer in layers if "algorithm" in layer.value]
+    name = named[-1] if named else Config.model_fields["algorithm"].default
+    if not isinstance(name, str):
+        raise UserError(f"algorithm is {name!r}: give the name of a recipe such as fedavg")
+    return name
+
+
+def _resolve(layers: list[Layer], algorithm: str) -> Config:
+    contribution = Layer(f"recipe {algorithm}", plain(recipe(algorithm).settings), tolerant=True)
+    mapping = merge(Config, [contribution, *layers])
+    try:
+        return Config.model_validate(mapping)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        message = problem["msg"].removeprefix("Value error, ")
+        raise UserError(f"{layers[0].source}: {message}") from error
+
+
+def _resolve_beside(layers: list[Layer], own: str, other: str) -> Config:
+    theirs = plain(recipe(other).settings)
+    own_only = _without(plain(recipe(own).settings), theirs)
+    dropped = dict.fromkeys((*_STRUCTURE, "compare", "algorithm", "name"))
+    kept = [layer._replace(value=_without(_without(layer.value, own_only), dropped)) for layer in layers]
+    return _resolve([*kept, Layer("compare", {"algorithm": other, "name": other})], other)
+
+
+def _without(mapping: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping without the leaves that `taken` has."""
+    result: dict[str, Any] = {}
+    for key, value in mapping.items():
+        below = taken.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            result[key] = _without(value, below)
+        elif key not in taken or isinstance(below, Mapping):
+            result[key] = value
+    return result

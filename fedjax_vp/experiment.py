@@ -1,0 +1,158 @@
+"""From a config to objects, and from objects to a run: the only place where names meet code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from fedjax_vp import results, simulate, summarizing
+from fedjax_vp.config import Config, load_config
+from fedjax_vp.data import splits
+from fedjax_vp.data.traces import TraceSet
+from fedjax_vp.errors import UserError
+from fedjax_vp.federated import federation
+from fedjax_vp.federated.settings import Evaluate
+from fedjax_vp.models import WindowShape
+from fedjax_vp.progress import Progress
+
+
+class RunResult(NamedTuple):
+    """What a run gives back.
+
+    Attributes:
+        summary: The content of summary.json.
+        history: Errors on the way, one row a measured round and horizon.
+        state: Final state of the method; None where a finished run was only read back.
+        path: The run folder; None where none was asked for.
+    """
+
+    summary: dict[str, Any]
+    history: pl.DataFrame
+    state: Any
+    path: Path | None
+
+
+def run(
+    config: Config | str | Path = "quickstart",
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+) -> RunResult:
+    """Trains the config's method and those it names in `compare`, and measures them on the same windows.
+
+    Args:
+        config: Settings, or what `load_config` takes.
+        out: Run folder; nothing is written where it is None.
+        resume: Continue the run in `out` from its last checkpoint; a finished one is read back.
+        progress: Show a progress bar.
+
+    Raises:
+        UserError: Settings, data or folder are at fault.
+        fedjax_vp.simulate.Interrupted: Ctrl-C; what was computed is kept in `out`.
+    """
+    config = config if isinstance(config, Config) else load_config(config)
+    folder = None if out is None else results.open_folder(Path(out), config, resume)
+    if folder is not None and results.is_finished(folder):
+        return read_back(folder)
+    traces, split = load_traces(config)
+    evaluate = horizons(config)
+    compared = _compared(config, folder)
+    if folder is not None:
+        results.write_json(folder / results.MANIFEST, results.manifest(config, compared, traces))
+    outcomes: dict[str, simulate.Outcome] = {}
+    with Progress(config.rounds, evaluate.horizons_s, enabled=progress) as bar:
+        for name, one in {**compared, config.algorithm: config}.items():
+            place = folder if folder is None or one is config else results.beside(folder, name)
+            outcomes[name] = simulate.simulate(
+                problem(one, traces, split, evaluate), one.rounds, one.seed, place, resume, bar.reporter(name)
+            )
+    own = outcomes[config.algorithm]
+    evaluations = {name: outcome.evaluation for name, outcome in outcomes.items()}
+    scores = summarizing.Scores(traces, evaluate, {**own.baselines, **evaluations})
+    summary = summarizing.summary(config, traces, own, scores)
+    history = summarizing.history_table(own.history, evaluate.horizons_s)
+    if folder is not None:
+        table = summarizing.clients_table(traces, scores[config.algorithm], evaluate.horizons_s)
+        results.write_table(folder / "clients.parquet", table)
+        results.write_table(folder / "history.parquet", history)
+        if compared:
+            results.write_table(folder / "compare.parquet", summarizing.compare_table(outcomes, scores))
+        results.write_json(folder / results.SUMMARY, summary)
+    return RunResult(summary, history, own.state, folder)
+
+
+def _compared(config: Config, folder: Path | None) -> dict[str, Config]:
+    """Configs of the compared methods; those of a run that is resumed are read from its folder."""
+    if folder is None:
+        return config.beside
+    return {name: load_config(results.beside(folder, name) / results.CONFIG) for name in config.beside}
+
+
+def read_back(folder: Path) -> RunResult:
+    """A finished run from its folder, without its state."""
+    history = pl.read_parquet(folder / "history.parquet")
+    return RunResult(results.read_json(folder / results.SUMMARY), history, None, folder)
+
+
+def load_traces(config: Config) -> tuple[TraceSet, splits.Split]:
+    """The data set's traces and the phases of their windows.
+
+    Raises:
+        UserError: The data are absent, unreadable, or the protocol cannot be used with them.
+    """
+    traces = config.dataset.load()
+    return traces, splits.split(traces, config.protocol)
+
+
+def window_shape(config: Config, traces: TraceSet) -> WindowShape:
+    """Samples of history and horizon at the traces' rate.
+
+    Raises:
+        UserError: The protocol's windows are shorter than a sample.
+    """
+    history = round(config.protocol.history_s * traces.rate_hz)
+    horizon = round(config.protocol.horizon_s * traces.rate_hz)
+    if history < 1 or horizon < 1:
+        raise UserError(
+            f"protocol.history_s and horizon_s must hold a sample each: at {traces.rate_hz:g} Hz give "
+            f"at least {1 / traces.rate_hz:g} s"
+        )
+    return WindowShape(history, horizon, traces.rate_hz, traces.duration_s)
+
+
+def horizons(config: Config) -> Evaluate:
+    """What is measured: the default horizons end with the protocol's, others must lie within it.
+
+    Raises:
+        UserError: A horizon lies beyond the protocol's.
+    """
+    longest = config.protocol.horizon_s + 1e-6
+    chosen = {}
+    for key in ("horizons_s", "tile_horizons_s"):
+        asked = getattr(config.evaluate, key)
+        within = tuple(h for h in asked if 0 < h <= longest)
+        if (within != asked and asked != getattr(Evaluate(), key)) or (key == "horizons_s" and not within):
+            raise UserError(
+                f"evaluate.{key} is {list(asked)}: give horizons within protocol.horizon_s, "
+                f"{config.protocol.horizon_s:g} s"
+            )
+        chosen[key] = within
+    return replace(config.evaluate, **chosen)
+
+
+def problem(config: Config, traces: TraceSet, split: splits.Split, evaluate: Evaluate) -> simulate.Problem:
+    """A config's federation, predictor and method, ready to simulate."""
+    shape = window_shape(config, traces)
+    return simulate.Problem(
+        federation=federation.build(traces, split, shape, config.client),
+        predictor=config.model.build(shape),
+        method=config.method,
+        engine=config.engine,
+        evaluate=evaluate,
+        traces=traces,
+        split=split,
+    )

@@ -1,0 +1,139 @@
+"""From what a simulation returns to what a run folder holds: the summary and the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from fedjax_vp import metrics
+from fedjax_vp.config import Config
+from fedjax_vp.data.traces import TraceSet
+from fedjax_vp.evaluate import Evaluation
+from fedjax_vp.federated.settings import Evaluate
+from fedjax_vp.simulate import Outcome
+
+TIMES = ("compile_s", "wall_s", "evaluate_s", "clustering_s")
+_REFERENCE = "fedavg"  # users are hurt or helped relative to it
+
+
+class Scores:
+    """Scores of every method on the same test windows: the own one, those beside it, and the baselines.
+
+    Args:
+        traces: Sessions, whose users the scores are split by.
+        evaluate: Horizons.
+        evaluations: Errors and tile scores by method.
+    """
+
+    def __init__(self, traces: TraceSet, evaluate: Evaluate, evaluations: Mapping[str, Evaluation]) -> None:
+        self.horizons_s = tuple(evaluate.horizons_s)
+        self._of = {
+            method: metrics.summarize(one, self.horizons_s, evaluate.tile_horizons_s, traces.user)
+            for method, one in evaluations.items()
+        }
+
+    def __getitem__(self, method: str) -> dict[str, Any]:
+        return self._of[method]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods, in the order given."""
+        return tuple(self._of)
+
+    def hurt(self, method: str) -> dict[str, Any] | None:
+        """Share of users whom the method serves worse than FedAvg; None where FedAvg did not run beside."""
+        low, high = metrics.HURT_HORIZONS_S
+        if _REFERENCE not in self._of or not any(low <= h <= high for h in self.horizons_s):
+            return None
+        own, reference = (
+            metrics.long_term(np.asarray(self._of[name]["users"]["error_deg"]), self.horizons_s)
+            for name in (method, _REFERENCE)
+        )
+        return metrics.hurt(own, reference)
+
+
+def summary(config: Config, traces: TraceSet, outcome: Outcome, scores: Scores) -> dict[str, Any]:
+    """What summary.json holds of the config's own method."""
+    own = scores[config.algorithm]
+    hurt = scores.hurt(config.algorithm)
+    counters = dict(outcome.counters)
+    return {
+        "algorithm": config.algorithm,
+        "name": config.name,
+        "dataset": traces.name,
+        "protocol": config.protocol.kind,
+        "model": config.model.kind,
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "horizons_s": list(scores.horizons_s),
+        "tile_horizons_s": list(config.evaluate.tile_horizons_s),
+        "adapt_s": config.protocol.adapt_s,
+        **{key: own[key] for key in ("error_deg", "by_client", "by_user", "worst_decile_deg", "tiles")},
+        "num_windows": own["num_windows"],
+        "baselines": {
+            name: {**scores[name]["error_deg"], "tiles": scores[name]["tiles"]} for name in outcome.baselines
+        },
+        "hurt_share": hurt["share"] if hurt else None,
+        "hurt": hurt,
+        "ari": counters.pop("ari", {}),
+        **counters,
+        **{key: float(outcome.timings.get(key, 0.0)) for key in TIMES},
+    }
+
+
+def clients_table(traces: TraceSet, scored: Mapping[str, Any], horizons_s: Sequence[float]) -> pl.DataFrame:
+    """One row a test session: session, user, video, windows, and the mean error at each horizon."""
+    rows = scored["sessions"]
+    session = np.asarray(rows["session"])
+    error = np.asarray(rows["error_deg"], np.float64).reshape(len(session), len(horizons_s))
+    return pl.DataFrame(
+        {
+            "session": session,
+            "user": [traces.user_ids[user] for user in traces.user[session]],
+            "video": [traces.video_ids[video] for video in traces.video[session]],
+            "windows": np.asarray(rows["windows"]),
+            **{f"error_deg_{float(h)}": error[:, column] for column, h in enumerate(horizons_s)},
+        }
+    )
+
+
+def history_table(history: Sequence[Mapping[str, Any]], horizons_s: Sequence[float]) -> pl.DataFrame:
+    """Long form of the errors on the way: round, horizon_s, error_deg, loss, bytes_up, bytes_down."""
+    schema = {
+        "round": pl.Int64,
+        "horizon_s": pl.Float64,
+        "error_deg": pl.Float64,
+        "loss": pl.Float64,
+        "bytes_up": pl.Int64,
+        "bytes_down": pl.Int64,
+    }
+    rows = [
+        {key: {**one, "horizon_s": h, "error_deg": error}.get(key) for key in schema}
+        for one in history
+        for h, error in zip(horizons_s, one["error_deg"], strict=True)
+    ]
+    return pl.DataFrame(rows, schema=schema)
+
+
+def compare_table(outcomes: Mapping[str, Outcome], scores: Scores) -> pl.DataFrame:
+    """Long form over methods, the own one and the baselines included, and horizons."""
+    rows = []
+    for method in scores.methods:
+        counters = outcomes[method].counters if method in outcomes else {}
+        hurt = scores.hurt(method)
+        error = scores[method]["error_deg"]
+        for column, horizon_s in enumerate(scores.horizons_s):
+            rows.append(
+                {
+                    "method": method,
+                    "horizon_s": float(horizon_s),
+                    **{name: float(error[name][column]) for name in ("mean", "median", "p95")},
+                    "bytes_up": int(counters.get("bytes_up", 0)),
+                    "bytes_down": int(counters.get("bytes_down", 0)),
+                    "hurt_share": hurt["share"] if hurt and method in outcomes else None,
+                }
+            )
+    return pl.DataFrame(rows, schema_overrides={"hurt_share": pl.Float64})
