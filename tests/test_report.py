@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import hashlib
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from fedjax_vp import report
 from fedjax_vp.commands import compare as compare_command
 from fedjax_vp.commands import report as report_command
 from fedjax_vp.errors import UserError
-from fedjax_vp.report import comparison, lines, style, tables, world
+from fedjax_vp.report import comparison, folder, lines, style, tables, world
 
 HORIZONS_S = [0.2, 1.0, 5.0]
 NO_MOTION = np.array([3.0, 14.0, 32.0])
@@ -273,6 +275,13 @@ def test_read_names_what_is_wrong(tmp_path: Path):
     (path / "summary.json").unlink()
     with pytest.raises(UserError, match=r"has not finished .* --resume"):
         report.read(path)
+
+
+@pytest.mark.parametrize("module", [folder, tables])
+def test_examples_in_docstrings(module: ModuleType):
+    outcome = doctest.testmod(module)
+    assert outcome.attempted
+    assert not outcome.failed
 
 
 def folders(root: Path, **ratio_of: float) -> dict[str, list[report.RunFolder]]:

@@ -203,7 +203,7 @@ def _label(axes: Axes, ends: Mapping[str, tuple[float, float]], looks: Mapping[s
     placed = []
     for method, (x, y) in ends.items():
         text = f"{method} ↑ {y:.0f}" if y > top else method
-        placed.append(End(float(x), float(min(y, top)), text, looks[method].color))
+        placed.append(End(float(x), float(min(y, top)), text, looks[method]))
     style.label_ends(axes, placed)
 
 

@@ -17,6 +17,7 @@ _DASHES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (6, 1, 1, 1, 1, 1)), (0, (
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _BASELINES = {"no motion": ("#555555", (0, (1, 1.2)), "x"), "velocity": ("#888888", (0, (4, 2)), "+")}
 _LABEL_PT = 8.0
+_MARK_X, _TEXT_X = 1.08, 1.105  # of labels, in widths of the axes
 _LINE_FACTOR = 1.25  # line height of a label over its font size
 
 RC: dict[Any, Any] = {
@@ -60,7 +61,7 @@ class End(NamedTuple):
     x: float
     y: float
     text: str
-    color: str
+    look: Look
 
 
 def looks(methods: Sequence[str]) -> dict[str, Look]:
@@ -76,7 +77,8 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
 def label_ends(axes: Axes, ends: Sequence[End]) -> None:
     """Write each line's label to the right of the axes, moved up or down until no two overlap.
 
-    The axes must have their final limits, scale and position. A thin line joins a label to its point.
+    The axes must have their final limits, scale and position. A thin line joins a point to its label, behind
+    the line's marker.
     """
     if not ends:
         return
@@ -87,20 +89,12 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
     to_axes = axes.transData + axes.transAxes.inverted()
     points = to_axes.transform([(end.x, end.y) for end in ends])
     placed = spread(points[:, 1], gap)
+    free = {"transform": axes.transAxes, "clip_on": False}
     for end, (x, y), label_y in zip(ends, points, placed, strict=True):
-        axes.annotate(
-            end.text,
-            xy=(x, y),
-            xytext=(1.05, label_y),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            color=end.color,
-            fontsize=_LABEL_PT,
-            va="center",
-            ha="left",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": end.color, "lw": 0.5, "shrinkA": 1, "shrinkB": 3},
-        )
+        look = end.look
+        axes.plot([x, _MARK_X], [y, label_y], color=look.color, linewidth=0.5, **free)
+        axes.plot(_MARK_X, label_y, **{**look.line(), "linestyle": "none"}, **free)
+        axes.text(_TEXT_X, label_y, end.text, color=look.color, fontsize=_LABEL_PT, va="center", **free)
 
 
 def spread(wanted: np.ndarray, gap: float, low: float = 0.0, high: float = 1.0) -> np.ndarray:
@@ -135,7 +129,7 @@ def _isotonic(values: np.ndarray) -> np.ndarray:
 def label_width_in(labels: Sequence[str]) -> float:
     """Room in inches for labels to the right of the axes."""
     longest = max((len(label) for label in labels), default=0)
-    return 0.35 + longest * _LABEL_PT * 0.62 / 72
+    return 0.42 + longest * _LABEL_PT * 0.62 / 72
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
