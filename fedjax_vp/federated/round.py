@@ -116,7 +116,8 @@ def init(sim: Simulator, seed: Int[Array, ""]) -> State:
         count = sim.federation.num_clients
         clients = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), one)
     states = levels.init(sim.layout, sim.groupings, params)
-    return State(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.int32), states, clients)
+    state = State(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.int32), states, clients)
+    return jax.tree.map(jnp.copy, state)  # no buffer twice, so that a chunk may take them all over
 
 
 def _key(seed: Int[Array, ""]) -> Array:

@@ -1,0 +1,190 @@
+"""Errors on windows of any phase, session by session, inside one compiled function.
+
+A session's model is composed once (and adapted, where the method says so); its windows then pass in blocks. Sessions
+are dealt to the devices of the mesh. Nothing is padded but the last block of a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from fedjax_vp import geometry
+from fedjax_vp.federated import levels, mixing
+from fedjax_vp.federated.federation import Arrays, Windows, gather, thin
+from fedjax_vp.federated.round import Simulator, State
+from fedjax_vp.federated.settings import Evaluate
+from fedjax_vp.models.base import Inputs, Params, Predictor, WindowShape
+
+BLOCK = 128  # windows predicted at once
+SESSIONS = 64  # sessions in one call: the grain of the progress bar
+
+
+class Evaluation(NamedTuple):
+    """One row a window, on the host."""
+
+    session: np.ndarray  # int32 [window]
+    now_s: np.ndarray  # float32 [window] video time
+    error_deg: np.ndarray  # float32 [window, horizon]
+    tiles: np.ndarray  # float32 [window, tile_horizon, 4] precision, recall, F1, IoU
+
+
+class Forecaster(NamedTuple):
+    """What predicts: a model for each session, and predictions from it. Both are traced with the device arrays."""
+
+    model_of: Callable[[Any, Arrays, Int[Array, ""]], Any]  # (state, arrays, session) -> model
+    predict: Callable[[Any, Inputs], Float[Array, "window horizon 3"]]
+
+
+def baseline(predictor: Predictor) -> Forecaster:
+    """A predictor without weights."""
+    return Forecaster(lambda state, arrays, session: (), lambda model, inputs: predictor.apply({}, inputs))
+
+
+def own(sim: Simulator) -> Forecaster:
+    """The method's own forecasts; its state is `(State, mixing weights)`."""
+    depth = len(sim.layout.levels)
+    prefixes = range(1, depth + 1) if sim.method.mixing.kind != "none" else (depth,)
+
+    def model_of(state: tuple[State, Array], arrays: Arrays, session: Int[Array, ""]) -> Any:
+        models = [levels.model_of(state[0].levels, session, d) for d in prefixes]
+        if sim.method.adapt.steps:
+            models[-1] = adapt(sim, models[-1], state[0], arrays, session)
+        return models, state[1]
+
+    def predict(model: tuple[list[Params], Array], inputs: Inputs) -> Float[Array, "window horizon 3"]:
+        models, weights = model
+        if len(models) == 1:
+            return sim.task.predictor.apply(models[0], inputs)
+        return mixing.mix(weights, jnp.stack([sim.task.predictor.apply(m, inputs) for m in models]))
+
+    return Forecaster(model_of, predict)
+
+
+def adapt(sim: Simulator, model: Params, state: State, arrays: Arrays, session: Int[Array, ""]) -> Params:
+    """Local steps on a session's own windows before it is evaluated; without any it keeps its model."""
+    settings, loss_fn = sim.method.adapt, sim.method.local.loss.build()
+    windows = getattr(arrays, settings.on)
+    count = windows.count[session]
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), state.seed), session)
+    free = {n for n in model if levels.owns(settings.owns, n)}
+
+    def step(index: Array, params: Params) -> Params:
+        picked = jax.random.randint(jax.random.fold_in(key, index), (settings.batch,), 0, jnp.maximum(count, 1))
+        inputs, target = gather(
+            arrays, sim.federation.shape, jnp.full(settings.batch, session), windows.now[session, picked]
+        )
+        gradient = jax.grad(lambda p: jnp.mean(loss_fn(sim.task.predictor.apply(p, inputs), target)))(params)
+        return {n: p - settings.lr * gradient[n] if n in free else p for n, p in params.items()}
+
+    return jax.lax.fori_loop(0, jnp.where(count > 0, settings.steps, 0), step, model)
+
+
+def make_mixing(sim: Simulator, most: int = 8) -> Callable[[State], Float[Array, "level horizon"]]:
+    """Learner of the prefixes' weights on at most `most` validation windows a session."""
+    num_levels, shape = len(sim.layout.levels), sim.federation.shape
+    sessions = np.flatnonzero(np.asarray(sim.federation.arrays.valid.count))
+    if sim.method.mixing.kind == "none" or num_levels == 1 or not len(sessions):
+        return lambda state: mixing.last_level(num_levels, shape.horizon)
+
+    @jax.jit
+    def fit(state: State, arrays: Arrays, sessions: Array) -> Array:
+        windows = thin(arrays.valid, most)
+
+        def one(session: Array) -> tuple[Array, Array, Array]:
+            now = windows.now[session]
+            inputs, target = gather(arrays, shape, jnp.full(now.shape, session), now)
+            models = [levels.model_of(state.levels, session, depth + 1) for depth in range(num_levels)]
+            predicted = jnp.stack([sim.task.predictor.apply(model, inputs) for model in models])
+            return predicted, target, (jnp.arange(now.shape[0]) < windows.count[session]).astype(jnp.float32)
+
+        predicted, target, weight = jax.lax.map(one, sessions)
+        flat = jnp.moveaxis(predicted, 1, 0).reshape(num_levels, -1, *predicted.shape[3:])
+        hard = sim.method.mixing.kind == "best_prefix"
+        return mixing.fit(flat, target.reshape(-1, *target.shape[2:]), weight.reshape(-1), hard)
+
+    return lambda state: fit(state, sim.federation.arrays, jnp.asarray(sessions, jnp.int32))
+
+
+def make_errors(
+    forecaster: Forecaster, shape: WindowShape, mesh: Mesh, settings: Evaluate
+) -> Callable[..., tuple[Array, Array]]:
+    """Compiled errors of a dealt set of sessions.
+
+    Returns:
+        A function of (forecaster's state, arrays, windows, sessions [s]) to errors in degrees
+        [s, window, horizon] and tile scores [s, window, tile horizon, 4]; s is a multiple of the devices.
+    """
+    at = np.array([round(h * shape.rate_hz) - 1 for h in settings.horizons_s])
+    tiles_at = np.array([round(h * shape.rate_hz) - 1 for h in settings.tile_horizons_s])
+
+    def session_fn(state: Any, arrays: Arrays, windows: Windows, session: Array) -> tuple[Array, Array]:
+        size = windows.now.shape[1]
+        block = min(BLOCK, size)
+        blocks = -(-size // block)
+        now = jnp.pad(windows.now[session], (0, blocks * block - size), mode="edge").reshape(blocks, block)
+        model = forecaster.model_of(state, arrays, session)
+
+        def block_fn(index: Array, out: tuple[Array, Array]) -> tuple[Array, Array]:
+            inputs, target = gather(arrays, shape, jnp.full(block, session), now[index])
+            predicted = forecaster.predict(model, inputs)
+            angle = geometry.great_circle(predicted[:, at], target[:, at])
+            scores = geometry.tile_scores(predicted[:, tiles_at], target[:, tiles_at], settings.grid)
+            found = jnp.rad2deg(angle), scores
+            return tuple(o.at[index].set(x) for o, x in zip(out, found, strict=True))
+
+        empty = jnp.zeros((blocks, block, len(at))), jnp.zeros((blocks, block, len(tiles_at), 4))
+        used = -(-windows.count[session] // block)
+        found = jax.lax.fori_loop(0, used, block_fn, empty)
+        return tuple(x.reshape(blocks * block, *x.shape[2:])[:size] for x in found)
+
+    def device_fn(state: Any, arrays: Arrays, windows: Windows, sessions: Array) -> tuple[Array, Array]:
+        return jax.lax.map(lambda s: session_fn(state, arrays, windows, s), sessions)
+
+    own_part, whole = PartitionSpec("clients"), PartitionSpec()
+    return jax.jit(
+        jax.shard_map(
+            device_fn, mesh=mesh, in_specs=(whole, whole, whole, own_part), out_specs=own_part, check_vma=False
+        )
+    )
+
+
+def evaluate(
+    errors_fn: Callable[..., tuple[Array, Array]],
+    state: Any,
+    sim: Simulator,
+    windows: Windows,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Errors on all given windows.
+
+    Args:
+        errors_fn: from `make_errors`.
+        state: the forecaster's state.
+        sim: for the arrays, window lengths and mesh.
+        windows: of a phase, whole or thinned.
+        tick: told how many of how many sessions are done.
+    """
+    arrays, rate_hz = sim.federation.arrays, sim.federation.shape.rate_hz
+    count = np.asarray(windows.count)
+    sessions = np.flatnonzero(count).astype(np.int32)
+    size = min(SESSIONS, len(sessions))
+    size = -(-size // sim.mesh.size) * sim.mesh.size
+    parts = []
+    for begin in range(0, len(sessions), size):
+        some = sessions[begin : begin + size]
+        padded = np.concatenate([some, np.full(size - len(some), some[-1], np.int32)])
+        error, tiles = jax.device_get(errors_fn(state, arrays, windows, jnp.asarray(padded)))
+        mask = np.arange(error.shape[1])[None, :] < count[some][:, None]
+        parts.append((np.repeat(some, count[some]), error[: len(some)][mask], tiles[: len(some)][mask]))
+        tick(begin + len(some), len(sessions))
+    session, error, tiles = (np.concatenate(x) for x in zip(*parts, strict=True))
+    now = np.asarray(windows.now)[np.arange(windows.now.shape[1])[None, :] < count[:, None]]
+    now_s = np.asarray(arrays.t0)[session] + now / rate_hz
+    return Evaluation(session, now_s.astype(np.float32), error, tiles)
