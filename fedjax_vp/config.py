@@ -15,10 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from fedjax_vp import models
 from fedjax_vp.algorithms import recipe
-from fedjax_vp.data.planted import Planted
 from fedjax_vp.data.protocols import Protocol, UnseenUsers
 from fedjax_vp.data.store import Named
-from fedjax_vp.data.synthetic import Synthetic
+from fedjax_vp.data.synthetic import Planted, Synthetic
 from fedjax_vp.data.table import Table
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated.settings import (

@@ -10,13 +10,15 @@ import polars as pl
 
 from fedjax_vp import results, simulate, summarizing
 from fedjax_vp.config import Config, load_config
-from fedjax_vp.data import splits
+from fedjax_vp.data import splits, synthetic
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import federation
 from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.models import WindowShape
 from fedjax_vp.progress import Progress
+
+_GENERATED = (synthetic.Synthetic, synthetic.Planted)
 
 
 class RunResult(NamedTuple):
@@ -104,7 +106,8 @@ def load_traces(config: Config) -> tuple[TraceSet, splits.Split]:
     Raises:
         UserError: The data are absent, unreadable, or the protocol cannot be used with them.
     """
-    traces = config.dataset.load()
+    settings = config.dataset
+    traces = synthetic.generate(settings) if isinstance(settings, _GENERATED) else settings.load()
     return traces, splits.split(traces, config.protocol)
 
 
