@@ -114,9 +114,7 @@ def fetch(
     try:
         _fetch_part(url, part, watch)
     except (urllib.error.URLError, HTTPException, OSError) as error:
-        raise UserError(
-            f"{url}: {_reason(error)}; run the command again to go on with {part.name}"
-        ) from error
+        raise UserError(f"{url}: {_reason(error)}; the same command again goes on with {part}") from error
     if sha256 is not None and _file_sha256(part) != sha256:
         part.unlink()
         if resumed:  # the file may have changed at the publisher between the two pieces

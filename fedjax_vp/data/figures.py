@@ -43,7 +43,7 @@ def heat_map(traces: TraceSet) -> Figure:
     edges = (np.arange(-180, 181, _BIN_DEG), np.arange(-90, 91, _BIN_DEG))
     count, _, _ = np.histogram2d(yaw, elevation, bins=edges)
     share = count.T / max(len(yaw), 1) * 1000
-    figure = _figure(8, 4)
+    figure = _figure(8.0, 4.0)
     axes = figure.subplots()
     # a bin near a pole covers less of the sphere; the image shows bins, as a tile server would see them
     image = axes.pcolormesh(
@@ -57,7 +57,7 @@ def heat_map(traces: TraceSet) -> Figure:
 
 def trajectories(traces: TraceSet, num_traces: int = 4) -> Figure:
     """Some sessions on the image, and their yaw and elevation over video time."""
-    figure = _figure(8, 7)
+    figure = _figure(8.0, 7.0)
     world, yaw_axes, elevation_axes = figure.subplots(3, 1, height_ratios=(2, 1, 1))
     chosen = np.unique(np.linspace(0, traces.num_traces - 1, num_traces).astype(int))
     for line, trace in zip(_LINES * len(chosen), chosen, strict=False):
@@ -80,7 +80,7 @@ def trajectories(traces: TraceSet, num_traces: int = 4) -> Figure:
 
 def motion(traces: TraceSet) -> Figure:
     """Distribution of angular speed, and the error of predicting no motion over the horizon."""
-    figure = _figure(8, 3.5)
+    figure = _figure(8.0, 3.5)
     left, right = figure.subplots(1, 2)
     speed = np.sort(speed_deg_per_s(traces))
     shown = speed[:: max(len(speed) // 2000, 1)]

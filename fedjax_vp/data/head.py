@@ -64,13 +64,7 @@ def direction_of_euler(euler: Float[np.ndarray, "row 3"], dataset: str) -> Float
     Returns:
         Unit vectors in the common frame.
     """
-    roll, pitch, yaw = euler.T
-    side, height, depth = np.sin(yaw), -np.sin(pitch) * np.cos(yaw), np.cos(pitch) * np.cos(yaw)
-    sight = np.stack(
-        [np.cos(roll) * side - np.sin(roll) * height, np.sin(roll) * side + np.cos(roll) * height, depth],
-        axis=1,
-    )
-    return sight @ _FRAME_OF[dataset].T
+    return _forward(*euler.T) @ _FRAME_OF[dataset].T
 
 
 def quaternion_of_euler(euler: Float[np.ndarray, "row 3"]) -> Float[np.ndarray, "row 4"]:
@@ -99,24 +93,54 @@ def euler_of_quaternion(quaternion: Float[np.ndarray, "*any 4"]) -> Float[np.nda
     return np.stack([roll, pitch, yaw], axis=-1)
 
 
-def euler_of_direction(
-    direction: Float[np.ndarray, "*any 3"], roll: Float[np.ndarray, "*any"], dataset: str
+def euler_keeping_roll(
+    direction: Float[np.ndarray, "*any 3"], last: Float[np.ndarray, "... 3"], dataset: str
 ) -> Float[np.ndarray, "*any 3"]:
-    """NetLLM's Euler angles of a direction of sight at a given roll, the inverse of ``direction_of_euler``.
+    """NetLLM's Euler angles of a head that looks along ``direction`` and keeps its last roll to the horizon.
+
+    It is the roll about the line of sight that a head keeps. Angle a is not that roll: in Jin et al. the
+    front of the video lies where cos(c) = 0 and a and b cannot be told apart; keeping a would turn them at
+    random.
 
     Args:
         direction: Unit vectors in the common frame.
-        roll: Roll in radians; a predictor of directions keeps the last observed one.
+        last: Last observed roll, pitch, yaw in radians, broadcast.
         dataset: "wu_mmsys17" or "jin_mmsys22".
 
     Returns:
-        Roll, pitch, yaw in radians, pitch within [-pi/2, pi/2].
+        Roll, pitch, yaw in radians.
     """
-    sight = direction @ _FRAME_OF[dataset]
-    side = np.cos(roll) * sight[..., 0] + np.sin(roll) * sight[..., 1]
-    height = -np.sin(roll) * sight[..., 0] + np.cos(roll) * sight[..., 1]
-    depth = sight[..., 2]
-    flip = np.where(depth < 0, -1.0, 1.0)  # the sign of cos(yaw), since cos(pitch) is not negative
-    pitch = np.arctan2(-height * flip, depth * flip)
-    yaw = np.arctan2(side, flip * np.hypot(height, depth))
-    return np.stack([np.broadcast_to(roll, pitch.shape), pitch, yaw], axis=-1)
+    roll, pitch, yaw = np.moveaxis(last, -1, 0)
+    up = np.stack([-np.sin(roll) * np.cos(pitch), np.cos(roll) * np.cos(pitch), np.sin(pitch)], axis=-1)
+    level_right, level_up = _level(_forward(roll, pitch, yaw))
+    sin = -np.sum(up * level_right, axis=-1, keepdims=True)
+    cos = np.sum(up * level_up, axis=-1, keepdims=True)
+    forward = direction @ _FRAME_OF[dataset]
+    level_right, level_up = _level(forward)
+    right, up = cos * level_right + sin * level_up, cos * level_up - sin * level_right
+    return np.stack(
+        [
+            np.arctan2(-up[..., 0], up[..., 1]),
+            np.arcsin(np.clip(up[..., 2], -1, 1)),
+            np.arctan2(-right[..., 2], forward[..., 2]),
+        ],
+        axis=-1,
+    )
+
+
+def _forward(roll: np.ndarray, pitch: np.ndarray, yaw: np.ndarray) -> np.ndarray:
+    """Third column of Rz(roll) Rx(pitch) Ry(yaw)."""
+    side, height, depth = np.sin(yaw), -np.sin(pitch) * np.cos(yaw), np.cos(pitch) * np.cos(yaw)
+    return np.stack(
+        [np.cos(roll) * side - np.sin(roll) * height, np.sin(roll) * side + np.cos(roll) * height, depth],
+        axis=-1,
+    )
+
+
+def _level(forward: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Right and up of a head without roll, y being up in the world."""
+    flat = np.hypot(forward[..., 0], forward[..., 2])[..., None]
+    zero = np.zeros_like(forward[..., 0])
+    right = np.stack([forward[..., 2], zero, -forward[..., 0]], axis=-1)
+    right = np.where(flat > 1e-9, right / np.maximum(flat, 1e-9), np.array([1.0, 0, 0]))
+    return right, np.cross(forward, right)

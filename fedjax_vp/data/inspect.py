@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from fedjax_vp.data.head import euler_of_direction
+from fedjax_vp.data.head import euler_keeping_roll
 from fedjax_vp.data.resample import great_circle_deg
 from fedjax_vp.data.traces import TraceSet
 
@@ -122,8 +122,8 @@ def netllm_mae(
         traces: ``wu_mmsys17`` or ``jin_mmsys22`` at 5 Hz, with channel "euler".
         trace: Trace of each window.
         now: Last observed sample of each window.
-        predicted: Unit directions of the future; the last observed roll is kept, and pitch and yaw move from
-            their last values as the direction does. None: no motion, which repeats the last three angles.
+        predicted: Unit directions of the future; the last observed roll to the horizon is kept. None: no
+            motion, which repeats the last three angles.
         horizon: Future samples (4 s) when nothing is predicted.
 
     Returns:
@@ -134,8 +134,6 @@ def netllm_mae(
     future = now[:, None] + 1 + np.arange(steps)[None, :]
     guess = head[trace, now][:, None, :]
     if predicted is not None:
-        roll = np.radians(guess[:, :, 0])
-        here = euler_of_direction(traces.direction[trace, now][:, None, :], roll, traces.name)
-        guess = guess + np.degrees(euler_of_direction(predicted, roll, traces.name) - here)
+        guess = np.degrees(euler_keeping_roll(predicted, np.radians(guess), traces.name))
     turn = np.abs(guess - head[trace[:, None], future]) % 360
     return float(np.minimum(turn, 360 - turn).mean(dtype=np.float64))

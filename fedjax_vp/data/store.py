@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fedjax_vp.data.importers import layouts
+from fedjax_vp.data.importers import Layout, layouts
 from fedjax_vp.data.ingest import OnError, Unit, ingest
 from fedjax_vp.data.parquet import read_cached
 from fedjax_vp.data.resample import Rules
@@ -121,28 +121,17 @@ def read_original(
     if table.get("repair"):
         raise UserError(f"--repair is for tables; {name} is mended as its publication is known to need")
     layout = layouts()[name]
-    files = read_files(path, layout.pattern)
-    units = watch((partial(layout.parse, *file) for file in files), layout.num_files)
-    found = _Counted(units)
-    try:
-        return ingest(name, found, replace(layout.rules, rate_hz=rate_hz), on_error, warn)
-    except UserError:
-        if found.number:
-            raise
-        raise UserError(f"{path}: no file of {name} in it; it should hold {layout.expected}") from None
+    units = watch(_units(layout, path), layout.num_files)
+    return ingest(name, units, replace(layout.rules, rate_hz=rate_hz), on_error, warn)
 
 
-class _Counted:
-    """Counts what passes, to tell an empty folder from a bad file."""
-
-    def __init__(self, units: Iterable[Unit]):
-        self._units = units
-        self.number = 0
-
-    def __iter__(self) -> Iterator[Unit]:
-        for unit in self._units:
-            self.number += 1
-            yield unit
+def _units(layout: Layout, path: Path) -> Iterator[Unit]:
+    found = False
+    for file in read_files(path, layout.pattern):
+        found = True
+        yield partial(layout.parse, *file)
+    if not found:
+        raise UserError(f"{path}: no file of {layout.name} in it; it should hold {layout.expected}")
 
 
 def _check_table(name: str, path: Path) -> None:
