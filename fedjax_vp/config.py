@@ -37,7 +37,8 @@ from fedjax_vp.suggest import suggestion
 
 DatasetSettings = Named | Table | Synthetic | Planted
 
-_STRUCTURE = ("levels", "client", "mixing", "adapt")  # what a file says of these, it says of its own method
+# What a file says of these, it says of its own method.
+_OWN: dict[str, Any] = dict.fromkeys(("levels", "client", "mixing", "adapt", "compare", "algorithm", "name"))
 _SHARED = ("seed", "rounds", "dataset", "protocol", "engine", "evaluate")
 _METHOD = Method()
 
@@ -194,8 +195,7 @@ def _resolve(layers: list[Layer], algorithm: str) -> Config:
 def _resolve_beside(layers: list[Layer], own: str, other: str) -> Config:
     theirs = plain(recipe(other).settings)
     own_only = _without(plain(recipe(own).settings), theirs)
-    dropped = dict.fromkeys((*_STRUCTURE, "compare", "algorithm", "name"))
-    kept = [layer._replace(value=_without(_without(layer.value, own_only), dropped)) for layer in layers]
+    kept = [layer._replace(value=_without(_without(layer.value, own_only), _OWN)) for layer in layers]
     return _resolve([*kept, Layer("compare", {"algorithm": other, "name": other})], other)
 
 

@@ -73,7 +73,7 @@ def members_of(annotation: Any) -> tuple[type, ...]:
     """Settings classes that a value of this type may be an instance of; none for numbers, text and so on."""
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(member for part in get_args(annotation) for member in members_of(part))
-    return (annotation,) if dataclasses.is_dataclass(annotation) else ()
+    return (annotation,) if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) else ()
 
 
 def kinds_of(member: type) -> tuple[str, ...]:

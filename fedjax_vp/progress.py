@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -45,7 +45,7 @@ class Progress:
             disable=not live,
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Progress:
         self._bars.start()
         return self
 

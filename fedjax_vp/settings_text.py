@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from fedjax_vp.errors import UserError
@@ -91,9 +92,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(mapping: Mapping[str, Any]) -> str:
     """The mapping as YAML text that `parse` reads back."""
-    return yaml.dump(
-        plain(mapping), Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None
-    )
+    return yaml.dump(plain(mapping), Dumper=_Dumper, sort_keys=False, default_flow_style=None)
 
 
 def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,12 +109,12 @@ def nest(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         *parents, last = key.split(".")
         if not all([*parents, last]):
             raise UserError(f"override {key!r}: write it as section.setting, such as local.lr")
-        node = root
+        node: dict[str, Any] = root
         for parent in parents:
             below = node.get(parent)
             if not isinstance(below, dict):
-                node[parent] = below = {"kind": below} if isinstance(below, str) else {}
-            node = below
+                node[parent] = {"kind": below} if isinstance(below, str) else {}
+            node = node[parent]
         node[last] = plain(value)
     return root
 
@@ -130,7 +129,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _kind_of(value: Any) -> str:
