@@ -1,0 +1,100 @@
+"""From settings to sessions: the pure function of a session, and whole `TraceSet`s made of it by blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from fedjax_vp.data.synthetic.calibrated import Synthetic, calibrated_session
+from fedjax_vp.data.synthetic.latents import SyntheticSession
+from fedjax_vp.data.synthetic.planted import Planted, planted_session, sessions_of_users
+from fedjax_vp.data.traces import TraceSet
+
+SessionFn = Callable[[Key[Array, ""], Int[Array, ""]], SyntheticSession]
+
+_BLOCK = 512  # sessions generated at once
+
+
+def session_fn(settings: Synthetic | Planted) -> SessionFn:
+    """Pure function (key, session id) -> session, for use inside a jit, a vmap or a scan.
+
+    Sizes are static (`settings.num_samples`); key and id may be traced: seeds are one more vmapped axis, and
+    a federation of any size needs no storage. With `root_key(settings)` the sessions are those
+    of `generate`.
+    """
+    if isinstance(settings, Synthetic):
+        return partial(calibrated_session, settings)
+    return partial(planted_session, settings)
+
+
+def root_key(settings: Synthetic | Planted) -> Key[Array, ""]:
+    """Key of the federation that `generate` makes."""
+    return jax.random.key(settings.seed)
+
+
+def session_ids(settings: Synthetic | Planted) -> np.ndarray:
+    """Ids int32 [session] of all sessions that exist, in order of users: user * videos + slot."""
+    if isinstance(settings, Synthetic):
+        return np.arange(settings.users * settings.videos, dtype=np.int32)
+    exists = np.arange(settings.videos)[None, :] < sessions_of_users(settings)[:, None]
+    return np.flatnonzero(exists).astype(np.int32)
+
+
+def generate(settings: Synthetic | Planted) -> TraceSet:
+    """All sessions of a synthetic federation.
+
+    Planted groups come with their ground truth in ``labels``: `user_category` and `video_category` are those
+    a trace was made with; with ``iid`` they stay with the trace, whoever it is dealt to.
+
+    Args:
+        settings: Calibrated (`Synthetic`) or planted (`Planted`).
+
+    Returns:
+        Traces from video time 0, in order of (user, video).
+    """
+    ids = session_ids(settings)
+    made = _in_blocks(settings, ids)
+    order = np.lexsort((made.video, made.user))
+    made = SyntheticSession(*(part[order] for part in made))
+    user, labels = made.user, {}
+    if isinstance(settings, Planted):
+        labels = {"user_category": made.user_category, "video_category": made.video_category}
+        user = _dealt(settings, made) if settings.iid else user
+    return TraceSet(
+        name=settings.preset if isinstance(settings, Synthetic) else settings.kind,
+        rate_hz=float(settings.rate_hz),
+        direction=made.direction,
+        length=made.length,
+        t0=np.zeros(len(ids)),
+        valid=np.arange(settings.num_samples)[None, :] < made.length[:, None],
+        user=user,
+        video=made.video,
+        user_ids=tuple(str(index + 1) for index in range(settings.users)),
+        video_ids=tuple(str(index + 1) for index in range(settings.videos)),
+        labels=labels,
+    )
+
+
+def _in_blocks(settings: Synthetic | Planted, ids: np.ndarray) -> SyntheticSession:
+    """Sessions on the host, made by one compiled function of a fixed number of them."""
+    block = min(_BLOCK, len(ids))
+    make = jax.jit(jax.vmap(session_fn(settings), in_axes=(None, 0)))
+    key = root_key(settings)
+    padded = np.pad(ids, (0, -len(ids) % block), mode="edge")
+    blocks = [jax.device_get(make(key, jnp.asarray(part))) for part in padded.reshape(-1, block)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(ids)], *blocks)
+
+
+def _dealt(settings: Planted, made: SyntheticSession) -> np.ndarray:
+    """Users int32 [trace] after each video's traces are dealt at random among those who watched it."""
+    draw = np.random.default_rng(settings.seed)
+    user = np.array(made.user)
+    for video in range(settings.videos):
+        watched = np.flatnonzero(made.video == video)
+        user[watched] = draw.permutation(user[watched])
+    return user
