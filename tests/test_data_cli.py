@@ -113,5 +113,7 @@ def test_table_under_a_name(tmp_path: Path) -> None:
 def test_bad_calls(tmp_path: Path) -> None:
     assert "data import wu_mmsys17 PATH" in str(_call("info", "wu_mmsys17", fails=True).exception)
     assert "no such file" in str(_call("import", "wu_mmsys17", tmp_path / "absent", fails=True).exception)
-    assert "no published address" in str(_call("download", "mine", fails=True).exception)
+    refused = _call("download", "mine", fails=True)
+    assert "no published address" in str(refused.exception)
+    assert refused.stderr == ""  # the one line is the caller's to print
     assert CliRunner().invoke(data, ["import", "mine", "x.csv", "--rate", "0"]).exit_code == 2

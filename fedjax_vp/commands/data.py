@@ -141,7 +141,8 @@ def download(name: str, folder: Path, url: str | None) -> None:
     from fedjax_vp.data.download import download as fetch_data_set
 
     columns = (TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(name, total=None)
         path = fetch_data_set(
             name, folder, url, lambda done, total: progress.update(task, completed=done, total=total or None)

@@ -167,7 +167,7 @@ def _finite_rows(raw: RawSession, rules: Rules, counts: Counter[str]) -> RawSess
     if len(raw.time_s) == 0:
         raise BadTrace("too_short", f"{raw.source}: no rows (user {raw.user}, video {raw.video})")
     columns = [raw.time_s[:, None], raw.direction, *raw.channels.values()]
-    broken: np.ndarray = ~np.isfinite(np.concatenate(columns, axis=1)).all(axis=1)
+    broken = np.asarray(~np.isfinite(np.concatenate(columns, axis=1)).all(axis=1))
     if broken.any() and not rules.mend_rows:
         raise _bad(raw, int(broken.argmax()), "not_finite", "a value is missing, NaN or infinite")
     counts["rows_not_finite"] += int(broken.sum())
