@@ -76,7 +76,9 @@ def adapt(sim: Simulator, model: Params, state: State, arrays: Arrays, session: 
     free = {n for n in model if levels.owns(settings.owns, n)}
 
     def step(index: Array, params: Params) -> Params:
-        picked = jax.random.randint(jax.random.fold_in(key, index), (settings.batch,), 0, jnp.maximum(count, 1))
+        picked = jax.random.randint(
+            jax.random.fold_in(key, index), (settings.batch,), 0, jnp.maximum(count, 1)
+        )
         inputs, target = gather(
             arrays, sim.federation.shape, jnp.full(settings.batch, session), windows.now[session, picked]
         )
@@ -150,7 +152,11 @@ def make_errors(
     own_part, whole = PartitionSpec("clients"), PartitionSpec()
     return jax.jit(
         jax.shard_map(
-            device_fn, mesh=mesh, in_specs=(whole, whole, whole, own_part), out_specs=own_part, check_vma=False
+            device_fn,
+            mesh=mesh,
+            in_specs=(whole, whole, whole, own_part),
+            out_specs=own_part,
+            check_vma=False,
         )
     )
 
@@ -188,3 +194,32 @@ def evaluate(
     now = np.asarray(windows.now)[np.arange(windows.now.shape[1])[None, :] < count[:, None]]
     now_s = np.asarray(arrays.t0)[session] + now / rate_hz
     return Evaluation(session, now_s.astype(np.float32), error, tiles)
+
+
+def examples(forecaster: Forecaster, state: Any, sim: Simulator, most: int = 6) -> dict[str, np.ndarray]:
+    """A few test windows, one from each of `most` sessions spread over the federation, with their forecasts.
+
+    Returns:
+        past [n, history, 3], true and predicted [n, horizon, 3] unit vectors; session and now_s [n].
+    """
+    arrays, shape = sim.federation.arrays, sim.federation.shape
+    count = np.asarray(arrays.test.count)
+    sessions = np.flatnonzero(count)
+    sessions = sessions[np.linspace(0, len(sessions) - 1, min(most, len(sessions))).astype(int)]
+    now = np.asarray(arrays.test.now)[sessions, count[sessions] // 2]
+
+    @jax.jit
+    def show(state: Any, arrays: Arrays, sessions: Array, now: Array) -> tuple[Array, Array, Array]:
+        inputs, target = gather(arrays, shape, sessions, now)
+
+        def one(session: Array, inputs: Inputs) -> Array:
+            model = forecaster.model_of(state, arrays, session)
+            return forecaster.predict(model, jax.tree.map(lambda x: x[None], inputs))[0]
+
+        return inputs.past, target, jax.lax.map(lambda x: one(*x), (sessions, inputs))
+
+    past, true, predicted = jax.device_get(
+        show(state, arrays, jnp.asarray(sessions, jnp.int32), jnp.asarray(now))
+    )
+    now_s = np.asarray(arrays.t0)[sessions] + now / shape.rate_hz
+    return {"past": past, "true": true, "predicted": predicted, "session": sessions, "now_s": now_s}

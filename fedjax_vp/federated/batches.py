@@ -33,7 +33,9 @@ class Plan(NamedTuple):
     key: Array
     steps: Int[Array, ""]  # gradient steps to take: 0 without data
     per_pass: Int[Array, ""]  # steps in one pass over the client's windows
-    order: Int[Array, "pass rank"]  # a permutation of the client's windows for each pass (empty: drawn freely)
+    order: Int[
+        Array, "pass rank"
+    ]  # a permutation of the client's windows for each pass (empty: drawn freely)
 
 
 def batch_size(settings: Local, federation: Federation) -> int:

@@ -92,7 +92,9 @@ def grouping(labels: dict[str, np.ndarray], by: str) -> Grouping:
     names = by.split("*")
     missing = [name for name in names if name not in labels]
     if missing:
-        raise UserError(f"levels: by: no label {missing[0]!r} in this data set; it has {', '.join(sorted(labels))}")
+        raise UserError(
+            f"levels: by: no label {missing[0]!r} in this data set; it has {', '.join(sorted(labels))}"
+        )
     codes = np.stack([labels[name] for name in names], axis=1)
     known = (codes >= 0).all(axis=1)
     code = np.full(size, -1, np.int32)
@@ -146,7 +148,9 @@ def init(layout: Layout, groupings: list[Grouping], params: Params) -> tuple[Lev
     states = []
     for index, (level, group, names) in enumerate(zip(layout.levels, groupings, layout.owned, strict=True)):
         rows = {
-            n: jnp.broadcast_to(params[n] if layout.coarsest(n) == index else 0.0, (group.num_groups, *params[n].shape))
+            n: jnp.broadcast_to(
+                params[n] if layout.coarsest(n) == index else 0.0, (group.num_groups, *params[n].shape)
+            )
             for n in names
         }
         rows = {n: jnp.array(x, jnp.float32) for n, x in rows.items()}

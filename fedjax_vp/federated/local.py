@@ -93,7 +93,9 @@ def slots(arrays: Arrays, client: Int[Array, ""], size: int) -> tuple[Int[Array,
     return arrays.bags.session[jnp.where(real, member, first)], real
 
 
-def start(task: Task, states: tuple[LevelState, ...], session: Int[Array, "slot"]) -> tuple[Params, list[Params]]:
+def start(
+    task: Task, states: tuple[LevelState, ...], session: Int[Array, "slot"]
+) -> tuple[Params, list[Params]]:
     """A client's parameters, and what each shallower prefix lacks of them, coarse to fine."""
 
     def at(leaf: str, depth: int | None = None) -> Array:
@@ -174,7 +176,9 @@ def _loss(
         lack = lacks[depth] if depth < depths else None
         model = {n: pick(theta, n) - (pick(lack, n) if lack else 0.0) for n in theta}
         if lack:  # a leaf that only finer levels own does not exist in this prefix
-            model = {n: p if task.layout.coarsest(n) <= depth else jnp.zeros_like(p) for n, p in model.items()}
+            model = {
+                n: p if task.layout.coarsest(n) <= depth else jnp.zeros_like(p) for n, p in model.items()
+            }
         stop = (depth + 1) * part if depth < depths else size
         view = Inputs(*(x[depth * part : stop] for x in inputs))
         predicted.append(task.predictor.apply(model, view))

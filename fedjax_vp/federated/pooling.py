@@ -32,7 +32,9 @@ class Unit(NamedTuple):
     """What clients report about one leaf; a unit is a client, or a session of one where the leaf varies."""
 
     delta: Array  # [unit, ...]
-    halves: Array  # [unit, ...] difference of the two halves of the local steps (empty without auto shrinkage)
+    halves: (
+        Array  # [unit, ...] difference of the two halves of the local steps (empty without auto shrinkage)
+    )
     weight: Array  # [unit, blocks or 1, ...] same rank as delta: weight times coverage
     session: Array  # int32 [unit]
 
@@ -92,9 +94,7 @@ def zeros(layout: Layout, params: Params) -> Totals:
 
 def add(totals: Totals, states: tuple[LevelState, ...], layout: Layout, units: dict[str, Unit]) -> Totals:
     """Adds some clients' reports to the sums."""
-    levels = tuple(
-        _add_level(index, sums, states, layout, units) for index, sums in enumerate(totals.levels)
-    )
+    levels = tuple(_add_level(index, sums, states, layout, units) for index, sums in enumerate(totals.levels))
     square, halves, weight = dict(totals.square), dict(totals.halves), dict(totals.weight)
     for leaf, unit in units.items():
         axes = tuple(1 + a for a in shrinkage.stat_axes(leaf, unit.delta.ndim - 1))
@@ -165,7 +165,9 @@ def pool(
         mean = {n: _divide(residual[index][n], denominator[level.denominator][n]) for n in sums.update}
         decay = {n: hyper.progress[index] * state.rows[n] for n in mean}  # h delta
         variance, shrink = _shrink(index, layout, state, totals, (mean, decay, square), hyper)
-        moved = _move(index, layout, state._replace(variance=variance), sums, (mean, decay, shrink), hyper, clock)
+        moved = _move(
+            index, layout, state._replace(variance=variance), sums, (mean, decay, shrink), hyper, clock
+        )
         turn = jnp.asarray(level.period > 0) & ((clock[0] + 1) % max(level.period, 1) == 0)
         new_states.append(jax.tree.map(lambda a, b, turn=turn: jnp.where(turn, a, b), moved, state))
         took = {n: shrink[n] * (mean[n] + decay[n]) - decay[n] for n in mean}
@@ -176,7 +178,9 @@ def pool(
             square[n] = square[n] + jnp.sum(spent, axis=(0, *axes), keepdims=True)
         for fine in range(index + 1, len(states)):
             for n in set(took) & set(residual[fine]):
-                residual[fine][n] = residual[fine][n] - _shared(layout, totals, states, (fine, index), n, took[n])
+                residual[fine][n] = residual[fine][n] - _shared(
+                    layout, totals, states, (fine, index), n, took[n]
+                )
     return tuple(new_states)
 
 
@@ -250,7 +254,12 @@ def _divide(total: Array, weight: Array) -> Array:
 
 
 def _shared(
-    layout: Layout, totals: Totals, states: tuple[LevelState, ...], pair: tuple[int, int], leaf: str, took: Array
+    layout: Layout,
+    totals: Totals,
+    states: tuple[LevelState, ...],
+    pair: tuple[int, int],
+    leaf: str,
+    took: Array,
 ) -> Array:
     """sum_h C[g, h] k[h] of (5), by the way the two levels' groups lie."""
     fine, coarse = pair
@@ -262,7 +271,9 @@ def _shared(
         return weight * took[parent_of(states[fine], states[coarse])]
     table = totals.levels[fine].pair[coarse][leaf]  # [g, h, blocks or 1, ...]
     size = table[0, 0].size
-    flat = jnp.einsum("ghb,hbr->gbr", table.reshape(*table.shape[:2], size), took.reshape(took.shape[0], size, -1))
+    flat = jnp.einsum(
+        "ghb,hbr->gbr", table.reshape(*table.shape[:2], size), took.reshape(took.shape[0], size, -1)
+    )
     return flat.reshape(weight.shape[0], *took.shape[1:])
 
 

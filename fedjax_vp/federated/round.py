@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_vp.federated import levels, operations, participation, pooling, server
 from fedjax_vp.federated.batches import num_steps
@@ -51,6 +51,9 @@ class RoundInfo(NamedTuple):
     invited: Int[Array, ""]
     reported: Int[Array, ""]
     nonfinite: Int[Array, ""]  # clients left out because their result was not finite
+    sessions_down: Int[Array, ""]  # sessions of the invited clients, and of those that reported
+    sessions_up: Int[Array, ""]
+    healthy: Bool[Array, ""]  # the server's rows are finite, and not every client was left out
 
 
 class Simulator(NamedTuple):
@@ -89,7 +92,9 @@ def client_of(federation: Federation) -> np.ndarray:
     """Client of each session, -1 where it has no training windows: int [session]."""
     bags = federation.arrays.bags
     owner = np.full(federation.num_sessions, -1)
-    owner[np.asarray(bags.session)] = np.repeat(np.arange(federation.num_clients), np.diff(np.asarray(bags.first)))
+    owner[np.asarray(bags.session)] = np.repeat(
+        np.arange(federation.num_clients), np.diff(np.asarray(bags.first))
+    )
     return owner
 
 
@@ -141,21 +146,35 @@ def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, 
         lr = numbers.local_lr * server.factor(sim.method.local.schedule, *clock)
         totals, private, loss, finite = train(clients, state.levels, arrays, lr)
         reported = cohort.reports & finite
-        rows = pooling.pool(sim.layout, state.levels, totals, _population(sim, arrays, params), numbers.pooling, clock)
+        rows = pooling.pool(
+            sim.layout, state.levels, totals, _population(sim, arrays, params), numbers.pooling, clock
+        )
         rows = _absorb(sim.layout, rows, state.round)
         # Padded places and drop-outs write nowhere.
         target = jnp.where(reported, cohort.client, sim.federation.num_clients)
         kept = jax.tree.map(lambda x, new: x.at[target].set(new, mode="drop"), state.clients, private)
-        count = jnp.sum(reported)
-        info = RoundInfo(
-            loss=jnp.sum(jnp.where(reported, loss, 0.0)) / jnp.maximum(count, 1),
-            invited=jnp.sum(cohort.invited),
-            reported=count,
-            nonfinite=jnp.sum(cohort.reports & ~finite),
-        )
-        return State(state.round + 1, state.seed, rows, kept), info
+        new = State(state.round + 1, state.seed, rows, kept)
+        return new, _info(new, arrays, cohort, reported, loss)
 
     return round_fn
+
+
+def _info(
+    state: State, arrays: Arrays, cohort: participation.Cohort, reported: Bool[Array, "cohort"], loss: Array
+) -> RoundInfo:
+    count, lost = jnp.sum(reported), jnp.sum(cohort.reports & ~reported)
+    sessions = arrays.bags.first[cohort.client + 1] - arrays.bags.first[cohort.client]
+    rows = jax.tree.leaves([level.rows for level in state.levels])
+    finite = jnp.stack([jnp.isfinite(x).all() for x in rows]).all()
+    return RoundInfo(
+        loss=jnp.sum(jnp.where(reported, loss, 0.0)) / jnp.maximum(count, 1),
+        invited=jnp.sum(cohort.invited),
+        reported=count,
+        nonfinite=lost,
+        sessions_down=jnp.sum(jnp.where(cohort.invited, sessions, 0)),
+        sessions_up=jnp.sum(jnp.where(reported, sessions, 0)),
+        healthy=finite & ((count > 0) | (lost == 0)),
+    )
 
 
 def _deal(sim: Simulator, cohort: participation.Cohort, arrays: Arrays) -> participation.Cohort:
@@ -212,7 +231,9 @@ def _train_block(
         return jax.tree.map(lambda x: x[None], one)
     windows = jnp.where(block.reports, client_windows(arrays, block.index), 0)
     bound = num_steps(task.local, task.federation, jnp.max(windows))
-    return jax.vmap(lambda client: local_update(task, states, arrays, client, lr, bound))(block)  # over the block
+    return jax.vmap(lambda client: local_update(task, states, arrays, client, lr, bound))(
+        block
+    )  # over the block
 
 
 def _sessions(task: Task, arrays: Arrays, client: Int[Array, ""]) -> Int[Array, "slot"]:
@@ -255,11 +276,25 @@ def _absorb(layout: Layout, states: tuple[LevelState, ...], index: Int[Array, ""
     return tuple(new)
 
 
-def make_chunk(sim: Simulator, length: int) -> Callable[[State, Arrays, Hyper], tuple[State, RoundInfo]]:
-    """`length` rounds in one scan; compile with the state donated."""
+def make_chunk(sim: Simulator, length: int) -> Callable[..., tuple[State, RoundInfo]]:
+    """Up to `length` rounds in one loop on the device; compile with the state donated.
+
+    Returns:
+        A function of (state, arrays, hyper, count) to the state after `count` rounds, and their infos with a leading
+        axis of `length`, of which `count` are filled. The count is traced, so that the last, shorter chunk of a run
+        needs no compilation of its own.
+    """
     round_fn = make_round(sim)
 
-    def chunk(state: State, arrays: Arrays, numbers: Hyper) -> tuple[State, RoundInfo]:
-        return jax.lax.scan(lambda s, _: round_fn(s, arrays, numbers), state, None, length=length)
+    def chunk(state: State, arrays: Arrays, numbers: Hyper, count: Int[Array, ""]) -> tuple[State, RoundInfo]:
+        shapes = jax.eval_shape(round_fn, state, arrays, numbers)[1]
+        infos = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
+
+        def body(index: Array, carry: tuple[State, RoundInfo]) -> tuple[State, RoundInfo]:
+            state, infos = carry
+            state, info = round_fn(state, arrays, numbers)
+            return state, jax.tree.map(lambda all_, one: all_.at[index].set(one), infos, info)
+
+        return jax.lax.fori_loop(0, count, body, (state, infos))
 
     return chunk

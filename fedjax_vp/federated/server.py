@@ -73,9 +73,7 @@ def transformation(settings: ServerOptimizer) -> optax.GradientTransformation:
     return optax.chain(optax.scale(-1.0), maker(learning_rate=1.0, **settings.options))
 
 
-def factor(
-    schedule: Schedule, round_index: ArrayLike, num_rounds: ArrayLike
-) -> Float[Array, ""]:
+def factor(schedule: Schedule, round_index: ArrayLike, num_rounds: ArrayLike) -> Float[Array, ""]:
     """Factor on a learning rate in round `round_index` (from 0) of `num_rounds`."""
     progress = jnp.asarray(round_index, jnp.float32) / jnp.maximum(jnp.asarray(num_rounds, jnp.float32), 1.0)
     done = jnp.clip((progress - schedule.warmup) / (1 - schedule.warmup), 0.0, 1.0)

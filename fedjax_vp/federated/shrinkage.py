@@ -41,7 +41,9 @@ class Moments(NamedTuple):
     square_weight: Array  # sum of w^2
     residual: Array  # weighted residual sum of squares before this level, [1, ...]
     mean: Array  # m
-    halves: Array  # weighted mean of the squared half differences (a client's own sampling variance), [1, ...]
+    halves: (
+        Array  # weighted mean of the squared half differences (a client's own sampling variance), [1, ...]
+    )
     centered: bool  # a coarser level owns the leaf and has taken the mean out
 
 

@@ -1,0 +1,93 @@
+"""Checkpoints of a run by Orbax: the state's arrays and the log of rounds, written together at chunk ends.
+
+Arrays are saved from the host, so that a run may be resumed on another number of devices. Orbax writes beside and
+renames; a checkpoint that a kill left half written is passed over, and the one before it is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_vp.errors import UserError
+
+Tree = TypeVar("Tree")
+KEEP = 2
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; without a folder nothing is kept.
+
+    Args:
+        folder: where they lie; made on first use.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._manager = None
+        if folder is not None:
+            import orbax.checkpoint as ocp  # slow to import
+
+            logging.getLogger("absl").setLevel(logging.ERROR)
+            options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, enable_async_checkpointing=False)
+            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def save(self, round_index: int, state: Any, log: dict[str, Any]) -> None:
+        """Writes a checkpoint after `round_index` rounds (once: a second call for the same round does nothing)."""
+        if self._manager is None or round_index in self._manager.all_steps():
+            return
+        import orbax.checkpoint as ocp
+
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_leaves(state)), log=ocp.args.JsonSave(log))
+        self._manager.save(round_index, args=args)
+        self._manager.wait_until_finished()
+
+    def latest(self, template: Tree) -> tuple[Tree, dict[str, Any]] | None:
+        """State and log of the newest whole checkpoint, None where there is none.
+
+        Args:
+            template: a state of the same structure, shapes and dtypes.
+
+        Raises:
+            UserError: checkpoints exist, but were written by a run of other shapes.
+        """
+        if self._manager is None:
+            return None
+        import orbax.checkpoint as ocp
+
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        wanted = _leaves(template)
+        for step in steps:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(), log=ocp.args.JsonRestore())
+            try:
+                found = self._manager.restore(step, args=args)
+            except (OSError, ValueError, KeyError):  # half written, or damaged since: take the one before
+                continue
+            if {n: (x.shape, x.dtype) for n, x in found["state"].items()} != {
+                n: (x.shape, x.dtype) for n, x in wanted.items()
+            }:
+                raise UserError(
+                    f"{self.folder}: the checkpoint of round {step} is of another model or method; "
+                    "resume with the config that wrote it, or start in a new folder"
+                )
+            leaves = [jnp.asarray(found["state"][name]) for name in wanted]
+            return jax.tree.unflatten(jax.tree.structure(template), leaves), found["log"]
+        return None
+
+    def last_round(self) -> int | None:
+        """Round of the newest checkpoint."""
+        return None if self._manager is None else self._manager.latest_step()
+
+    def close(self) -> None:
+        """Ends the manager's threads."""
+        if self._manager is not None:
+            self._manager.close()
+
+
+def _leaves(state: Any) -> dict[str, np.ndarray]:
+    return {f"leaf_{i:04d}": np.asarray(x) for i, x in enumerate(jax.device_get(jax.tree.leaves(state)))}
