@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -71,6 +72,7 @@ def learned(network: nn.Module, features: Features, shape: WindowShape) -> Predi
     feature_map: FeatureMap = features.build(shape)
     samples = jnp.asarray(reach_s(shape) * shape.rate_hz)
 
+    @jax.jit  # the network's forward pass, of which only the shapes matter, then costs nothing
     def init(key: Key[Array, ""]) -> Params:
         past = jnp.zeros((1, shape.history, 3), jnp.float32)
         context = jnp.zeros((1, feature_map.num_context), jnp.float32)
