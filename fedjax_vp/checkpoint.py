@@ -1,7 +1,7 @@
 """Checkpoints of a run by Orbax: the state's arrays and the log of rounds, written together at chunk ends.
 
-Arrays are saved from the host, so that a run may be resumed on another number of devices. Orbax writes beside and
-renames; a checkpoint that a kill left half written is passed over, and the one before it is taken.
+Arrays are saved from the host, so that a run may be resumed on another number of devices. Orbax writes beside
+and renames; a checkpoint that a kill left half written is passed over, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, round_index: int, state: Any, log: dict[str, Any]) -> None:
-        """Writes a checkpoint after `round_index` rounds (once: a second call for the same round does nothing)."""
+        """Writes a checkpoint after `round_index` rounds; a second one of the same round is not written."""
         if self._manager is None or round_index in self._manager.all_steps():
             return
         import orbax.checkpoint as ocp

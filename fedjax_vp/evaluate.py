@@ -1,7 +1,7 @@
 """Errors on windows of any phase, session by session, inside one compiled function.
 
-A session's model is composed once (and adapted, where the method says so); its windows then pass in blocks. Sessions
-are dealt to the devices of the mesh. Nothing is padded but the last block of a session.
+A session's model is composed once (and adapted, where the method says so); its windows then pass in blocks.
+Sessions are dealt to the devices of the mesh. Nothing is padded but the last block of a session.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
 
 
 class Forecaster(NamedTuple):
-    """What predicts: a model for each session, and predictions from it. Both are traced with the device arrays."""
+    """What predicts: a model for each session, and predictions from it; both are traced."""
 
     model_of: Callable[[Any, Arrays, Int[Array, ""]], Any]  # (state, arrays, session) -> model
     predict: Callable[[Any, Inputs], Float[Array, "window horizon 3"]]

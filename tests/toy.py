@@ -44,7 +44,7 @@ def traces(users: int = 4, videos: int = 3, time: int = 40, seed: int = 0, ragge
 
 
 def split(toy: TraceSet, shape: WindowShape = SHAPE, empty: tuple[int, ...] = ()) -> Split:
-    """All windows of the first two thirds train, the rest test; sessions in `empty` have no training window."""
+    """Windows of the first two thirds train, the rest test; sessions in `empty` do not train."""
     index = np.arange(toy.direction.shape[1])[None, :]
     fits = (index >= shape.history - 1) & (index + shape.horizon < toy.length[:, None])
     cut = (2 * toy.length // 3)[:, None]

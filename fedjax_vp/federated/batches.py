@@ -1,8 +1,9 @@
 """Which windows a client trains on in each local step, drawn inside the graph.
 
-A client is a range of ranks in the common order of training windows (`federation.Bags`). Where every level keeps
-all of a client in one group its model is the same for every window, and a batch is drawn from the whole bag. Where
-a level tells the client's sessions apart, a batch is drawn from one session, so that its model is defined.
+A client is a range of ranks in the common order of training windows (`federation.Bags`). Where every level
+keeps all of a client in one group its model is the same for every window, and a batch is drawn from the whole
+bag. Where a level tells the client's sessions apart, a batch is drawn from one session, so that its model is
+defined.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     theta_i = sum_l sum_a c[i, l, a]  P_l  delta_l[ g_l[i, a] ]                                   (1)
 
 `g` (Membership.group) says which rows session i uses at level l, `c` (Membership.share) how much of each, and
-P_l which parameter leaves the level owns: its rows store only those. The coarsest owner of a leaf starts from the
-model's init, finer rows from zero.
+P_l which parameter leaves the level owns: its rows store only those. The coarsest owner of a leaf starts from
+the model's init, finer rows from zero.
 """
 
 from __future__ import annotations

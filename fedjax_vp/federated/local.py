@@ -1,7 +1,8 @@
 """The local step of a client: stochastic gradient steps on its own windows, from its own model.
 
-The objective is `plain`: the mean loss of a batch. With `prefix_share` some windows of each batch are predicted by
-the shallower prefixes of the hierarchy, theta^(<=l), whose rows are the same parameters less the finer rows:
+The objective is `plain`: the mean loss of a batch. With `prefix_share` some windows of each batch are
+predicted by the shallower prefixes of the hierarchy, theta^(<=l), whose rows are the same parameters less the
+finer rows:
 
     theta^(<=l) = theta - sum_{j > l} P_j delta_j,        0 where only finer levels own a leaf.
 """

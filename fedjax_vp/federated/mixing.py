@@ -2,8 +2,9 @@
 
     p(k) = normalize( sum_l pi[l, k] p_l(k) ),        pi[:, k] on the simplex
 
-p_l is the prediction of theta^(<=l). The weights minimize the mean great-circle error of validation windows, which
-come from training sessions; `best_prefix` is the hard case. A sum of parameters cannot do this below the last layer.
+p_l is the prediction of theta^(<=l). The weights minimize the mean great-circle error of validation windows,
+which come from training sessions; `best_prefix` is the hard case. A sum of parameters cannot do this below
+the last layer.
 """
 
 from __future__ import annotations

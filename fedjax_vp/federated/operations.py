@@ -1,4 +1,4 @@
-"""Pure operations on the rows of levels: absorb, regroup, rebase (HierFAVG, CFL splits, merges, migration)."""
+"""Pure operations on rows: absorb, regroup, rebase (for HierFAVG, CFL splits, merges, migration)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def absorb(
 ) -> tuple[LevelState, LevelState]:
     """Moves the weighted mean of a parent's rows up to the parent.
 
-    Every session's model stays what it was, unless `reset` drops what is left of the rows: that is the cloud step
-    of HierFAVG (Liu et al. 2020), after which every edge holds the cloud's model.
+    Every session's model stays what it was, unless `reset` drops what is left of the rows: that is the cloud
+    step of HierFAVG (Liu et al. 2020), after which every edge holds the cloud's model.
 
     Args:
         fine: the level that gives; its `mass` are the weights, and returns to zero.

@@ -27,8 +27,8 @@ def cohort_size(settings: Participation, num_clients: int) -> int:
 def draw(key: Array, settings: Participation, num_clients: int) -> Cohort:
     """Draws the cohort of a round.
 
-    Availability draws uniformly among the clients that are online; if fewer are online than places, the rest of
-    the places stay empty. A participant that drops out has received the model but reports nothing.
+    Availability draws uniformly among the clients that are online; if fewer are online than places, the rest
+    of the places stay empty. A participant that drops out has received the model but reports nothing.
     """
     size = cohort_size(settings, num_clients)
     everyone = jnp.arange(num_clients, dtype=jnp.int32)

@@ -6,13 +6,14 @@
     delta_l[g] <- delta_l[g] + u_l[g]                                                             (3)
     r_i    <- r_i - k_l[g_l(i)],      k_l = s_l (m_l + h_l delta_l) - h_l delta_l                 (4)
 
-No update of a single client is kept. With R_l[g] = sum_{i in g} w_i r_i for every level, (4) is linear in the sums:
+No update of a single client is kept. With R_l[g] = sum_{i in g} w_i r_i for every level, (4) is linear in the
+sums:
 
     R_l[g] <- R_l[g] - sum_h C_lj[g, h] k_j[h],       C_lj[g, h] = sum_{i in g and h} w_i         (5)
     SS     <- SS - 2 <k_j, R_j> + sum_h W_j[h] k_j[h]^2      (of sum_i w_i r_i^2)                  (6)
 
-C is the level's weights where one group covers all, a gather where groups nest, and a table only where they cross.
-(6) is exact for hard memberships, and a bound from above for soft ones.
+C is the level's weights where one group covers all, a gather where groups nest, and a table only where they
+cross. (6) is exact for hard memberships, and a bound from above for soft ones.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A whole federated round, and a chunk of them, as one compiled function.
 
-The cohort is dealt to the devices of a mesh; each device trains its clients block by block and adds up weighted
-sums, so that nothing of size clients x parameters exists. The sums meet in one reduction, and pooling follows on
-every device alike. Keys are root -> seed -> round -> part -> client: a client's draws depend neither on its place in
-the cohort nor on blocks, devices or chunks.
+The cohort is dealt to the devices of a mesh; each device trains its clients block by block and adds up
+weighted sums, so that nothing of size clients x parameters exists. The sums meet in one reduction, and
+pooling follows on every device alike. Keys are root -> seed -> round -> part -> client: a client's draws
+depend neither on its place in the cohort nor on blocks, devices or chunks.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def _sharded(sim: Simulator, params: Params) -> Callable[..., tuple[Totals, Any,
 def _train_block(
     task: Task, states: tuple[LevelState, ...], arrays: Arrays, block: Client, lr: Array
 ) -> ClientResult:
-    """Trains the clients of a block side by side; alone, a client needs no batching and loops its own steps."""
+    """Trains the clients of a block side by side; a client alone loops its own number of steps."""
     if block.index.shape[0] == 1:
         one = local_update(task, states, arrays, jax.tree.map(lambda x: x[0], block), lr)
         return jax.tree.map(lambda x: x[None], one)
@@ -280,9 +280,9 @@ def make_chunk(sim: Simulator, length: int) -> Callable[..., tuple[State, RoundI
     """Up to `length` rounds in one loop on the device; compile with the state donated.
 
     Returns:
-        A function of (state, arrays, hyper, count) to the state after `count` rounds, and their infos with a leading
-        axis of `length`, of which `count` are filled. The count is traced, so that the last, shorter chunk of a run
-        needs no compilation of its own.
+        A function of (state, arrays, hyper, count) to the state after `count` rounds, and their infos with a
+        leading axis of `length`, of which `count` are filled. The count is traced, so that the last, shorter
+        chunk of a run needs no compilation of its own.
     """
     round_fn = make_round(sim)
 

@@ -1,7 +1,7 @@
 """Server optimisers, one per level, as optax transformations of the pooled update.
 
-FedAdagrad, FedYogi and FedAdam follow Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), which optax's
-own are not: no bias correction, second moment started at tau^2, tau added to the root:
+FedAdagrad, FedYogi and FedAdam follow Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), which
+optax's own are not: no bias correction, second moment started at tau^2, tau added to the root:
 
     m <- beta1 m + (1 - beta1) Delta
     v <- v + Delta^2                                       (Adagrad)
@@ -9,8 +9,8 @@ own are not: no bias correction, second moment started at tau^2, tau added to th
     v <- beta2 v + (1 - beta2) Delta^2                     (Adam)
     w <- w + lr m / (sqrt(v) + tau)
 
-Here Delta points the way to go (an update, not a gradient). The learning rate is applied by the caller, who holds
-it as a traced value.
+Here Delta points the way to go (an update, not a gradient). The learning rate is applied by the caller, who
+holds it as a traced value.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ class Level:
     `owns` are shell patterns over parameter leaves; a leading "!" takes out ("*", "!video_table").
     `shrinkage` is partial pooling (1 plain averaging, 0 deletes the level, "auto" empirical Bayes) and
     `progress` the share h of the way to its optimum that one round covers (DESIGN: pooling).
-    `period`: pools every so many rounds (0: never by itself); `absorb`: every so many rounds the rows' weighted
-    mean moves up to the level above and the rows return to zero (HierFAVG's cloud step; 0: never).
+    `period`: pools every so many rounds (0: never by itself); `absorb`: every so many rounds the rows'
+    weighted mean moves up to the level above and the rows return to zero (HierFAVG's cloud step; 0: never).
     """
 
     name: str
@@ -100,9 +100,9 @@ class Level:
 class Local:
     """What a participating client does in a round.
 
-    `steps` gradient steps (or `epochs` passes where given) of `batch` windows (0: all of its windows at once).
-    `prefix_share` is the share of each batch that is predicted without the finer levels (split evenly over the
-    shallower prefixes), so that every prefix of the hierarchy stays a good predictor by itself.
+    `steps` gradient steps (or `epochs` passes where given) of `batch` windows (0: all of its windows at
+    once). `prefix_share` is the share of each batch that is predicted without the finer levels (split evenly
+    over the shallower prefixes), so that every prefix of the hierarchy stays a good predictor by itself.
     """
 
     loss: LossSettings = field(default_factory=GreatCircle)
@@ -171,8 +171,8 @@ class Pooling:
 class Mixing:
     """Prediction-level mixing by horizon of the prefix models, learned on validation windows.
 
-    `mixture` learns the weights pi[level, horizon], `best_prefix` takes the best single prefix at each horizon,
-    `none` predicts with the whole hierarchy.
+    `mixture` learns the weights pi[level, horizon], `best_prefix` takes the best single prefix at each
+    horizon, `none` predicts with the whole hierarchy.
     """
 
     kind: Literal["none", "mixture", "best_prefix"] = "none"
@@ -212,8 +212,8 @@ class Method:
 class Engine:
     """How the computation is laid out; no learning result depends on it.
 
-    `client_block`: clients trained side by side (0: 1 on a CPU, 256 on an accelerator); `devices`: 0 uses all;
-    `chunk`: rounds in one compiled scan, after which Python logs and saves.
+    `client_block`: clients trained side by side (0: 1 on a CPU, 256 on an accelerator); `devices`: 0 uses
+    all; `chunk`: rounds in one compiled scan, after which Python logs and saves.
     """
 
     client_block: int = 0

@@ -1,15 +1,15 @@
 """Partial pooling: how much of a group's own deviation to believe (empirical Bayes, one-way ANOVA).
 
-For the rows of a level, z_g = m_g + h delta_g is a group's estimate of (h times) its own optimum relative to the
-levels above. Its spread over groups holds signal and noise:
+For the rows of a level, z_g = m_g + h delta_g is a group's estimate of (h times) its own optimum relative to
+the levels above. Its spread over groups holds signal and noise:
 
     E z_g^2 = tau^2 + sigma^2 / n_g,         n_g = (sum w)^2 / sum w^2                             (1)
     s_g     = tau^2 / (tau^2 + sigma^2 / n_g)                                                      (2)
 
-sigma^2 is the variance of one client's update within its group, from the weighted residual sum of squares; where
-groups have a single client there is no such residual, and it comes from two halves of the client's own steps. Both
-moments are estimated per parameter tensor (the output layer per output unit), pooled over the level's groups and
-averaged over rounds; tau^2 is cut at 0.
+sigma^2 is the variance of one client's update within its group, from the weighted residual sum of squares;
+where groups have a single client there is no such residual, and it comes from two halves of the client's own
+steps. Both moments are estimated per parameter tensor (the output layer per output unit), pooled over the
+level's groups and averaged over rounds; tau^2 is cut at 0.
 """
 
 from __future__ import annotations
