@@ -7,6 +7,7 @@ devices, compilation cache) is set in the environment first.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -70,6 +71,11 @@ def _complain(error: Exception, debug: bool) -> int:
     if isinstance(error, click.exceptions.Abort):
         click.echo("interrupted", err=True)
         return 130
+    if isinstance(
+        error, BrokenPipeError
+    ):  # the reader of stdout has left: `fedjax-vp list configs | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     if isinstance(error, click.ClickException):
         message = error.format_message()
         if isinstance(error, click.UsageError) and error.ctx:

@@ -68,6 +68,8 @@ def run(
     outcomes: dict[str, simulate.Outcome] = {}
     with Progress(config.rounds, evaluate.horizons_s, enabled=progress) as bar:
         for name, one in {**compared, config.algorithm: config}.items():
+            if needless(one, split):
+                bar.note(f"{name} adapts to nothing: no tested session has {one.adapt.on} windows")
             place = folder if folder is None or one is config else results.beside(folder, name)
             outcomes[name] = simulate.simulate(
                 problem(one, traces, split, evaluate), one.rounds, one.seed, place, resume, bar.reporter(name)
@@ -81,6 +83,7 @@ def run(
         table = summarizing.clients_table(traces, scores[config.algorithm], evaluate.horizons_s)
         results.write_table(folder / "clients.parquet", table)
         results.write_table(folder / "history.parquet", history)
+        results.write_arrays(folder / "examples.npz", own.examples)
         if compared:
             results.write_table(folder / "compare.parquet", summarizing.compare_table(outcomes, scores))
         results.write_json(folder / results.SUMMARY, summary)
@@ -145,6 +148,12 @@ def horizons(config: Config) -> Evaluate:
             )
         chosen[key] = within
     return replace(config.evaluate, **chosen)
+
+
+def needless(config: Config, split: splits.Split) -> bool:
+    """Whether the config adapts to windows of tested sessions and there are none."""
+    tested = split.test.any(axis=1)
+    return config.adapt.steps > 0 and not getattr(split, config.adapt.on)[tested].any()
 
 
 def problem(config: Config, traces: TraceSet, split: splits.Split, evaluate: Evaluate) -> simulate.Problem:

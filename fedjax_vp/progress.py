@@ -54,6 +54,11 @@ class Progress:
     ) -> None:
         self._bars.stop()
 
+    def note(self, text: str) -> None:
+        """Says something that is worth knowing, above the bars."""
+        if self._lines or not self._bars.disable:
+            self._console.print(f"note: {text}", highlight=False, soft_wrap=True)
+
     def reporter(self, method: str) -> Reporter:
         """What a simulation calls with rounds done (`round`) and, where known, `loss` and `error_deg`."""
         bar = self._bars.add_task(method, total=self._rounds, news="compiling")

@@ -60,6 +60,10 @@ def simulate(
             tiles.astype(np.float32),
         )
 
+    def unit(*shape: int) -> np.ndarray:
+        vectors = np.random.default_rng(seed).normal(size=(*shape, 3))
+        return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
     return Outcome(
         state={"w": np.zeros(3)},
         history=history,
@@ -74,5 +78,12 @@ def simulate(
             "num_clients": 4,
             "num_groups": {level.name: 1 for level in problem.method.levels},
             "nonfinite_clients": 0,
+        },
+        examples={
+            "past": unit(6, 10),
+            "true": unit(6, 25),
+            "predicted": unit(6, 25),
+            "session": session[:6].astype(np.int32),
+            "now_s": (now[:6] / 5).astype(np.float32),
         },
     )

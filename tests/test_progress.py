@@ -35,3 +35,15 @@ def test_a_bar_in_a_terminal() -> None:
 def test_silence() -> None:
     assert shown(False, False).strip() == ""
     assert "fedavg" not in shown(False, True)
+
+
+def test_notes_stand_above_the_bars() -> None:
+    out = io.StringIO()
+    with Progress(10, (1.0,), True, Console(file=out, width=60)) as bar:
+        bar.note("a long text that says what is worth knowing and is not broken into lines")
+    with Progress(10, (1.0,), False, Console(file=out, width=60)) as bar:
+        bar.note("nothing of this")
+    assert out.getvalue().startswith(
+        "note: a long text that says what is worth knowing and is not broken into lines\n"
+    )
+    assert "nothing" not in out.getvalue()

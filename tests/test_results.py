@@ -79,7 +79,14 @@ def test_a_run_folder_holds_what_scripts_rely_on(config: Config, tmp_path: Path)
     assert result.path == tmp_path / "run"
     assert result.summary.keys() == summary.keys()
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names >= {"manifest.json", "config.yaml", "history.parquet", "clients.parquet", "compare.parquet"}
+    assert names >= {
+        "manifest.json",
+        "config.yaml",
+        "history.parquet",
+        "clients.parquet",
+        "compare.parquet",
+        "examples.npz",
+    }
     assert len(list((tmp_path / "run").rglob("summary.json"))) == 1
     assert len(list((tmp_path / "run").rglob("manifest.json"))) == 1
 
@@ -202,14 +209,6 @@ def test_a_folder_that_cannot_be_written_is_named(config: Config, tmp_path: Path
         run(config, tmp_path / "file")
     with pytest.raises(UserError, match="cannot be written"):
         run(config, tmp_path / "file" / "below")
-
-
-def test_horizons_end_with_the_protocols(config: Config) -> None:
-    short = config.model_copy(update={"protocol": config.protocol.__class__(horizon_s=3.0)})
-    assert experiment.horizons(short).horizons_s == (0.2, 0.4, 1.0, 2.0, 3.0)
-    asked = config.evaluate.__class__(horizons_s=(1.0, 6.0))
-    with pytest.raises(UserError, match=r"evaluate\.horizons_s is \[1\.0, 6\.0\]"):
-        experiment.horizons(config.model_copy(update={"evaluate": asked}))
 
 
 def test_json_is_sorted_rounded_and_finite(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""From names to objects: traces, windows, horizons and problems of a config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import stand_in
+
+import fedjax_vp as fvp
+from fedjax_vp import experiment, simulate
+from fedjax_vp.config import Config, load_config
+from fedjax_vp.data import splits
+from fedjax_vp.data.traces import TraceSet
+from fedjax_vp.errors import UserError
+
+SMALL: dict[str, Any] = {
+    "dataset": {"kind": "synthetic", "users": 4, "videos": 2, "duration_s": 20.0},
+    "rounds": 2,
+    "model": {"hidden": [4]},
+}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Config, TraceSet, splits.Split]:
+    """A small synthetic federation."""
+    config = load_config(SMALL)
+    return (config, *experiment.load_traces(config))
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [{"kind": "synthetic", "users": 3, "videos": 2}, {"kind": "planted", "users": 3, "videos": 2}],
+)
+def test_generated_data_sets_load(dataset: dict[str, Any]) -> None:
+    traces, split = experiment.load_traces(load_config({"dataset": dataset}))
+    assert (traces.num_users, traces.num_videos) == (3, 2)
+    assert split.test.any()
+
+
+def test_windows_follow_rate_and_protocol(loaded: tuple[Config, TraceSet, splits.Split]) -> None:
+    config, traces, _ = loaded
+    shape = experiment.window_shape(config, traces)
+    assert (shape.history, shape.horizon, shape.rate_hz) == (10, 25, 5.0)
+    assert shape.duration_s == pytest.approx(traces.duration_s)
+    with pytest.raises(UserError, match=r"at 5 Hz give at least 0\.2 s"):
+        experiment.window_shape(load_config(SMALL, **{"protocol.history_s": 0.05}), traces)
+
+
+def test_a_problem_is_ready_to_simulate(loaded: tuple[Config, TraceSet, splits.Split]) -> None:
+    _, traces, split = loaded
+    config = load_config(SMALL, algorithm="global_video", client="user")
+    problem = experiment.problem(config, traces, split, experiment.horizons(config))
+    params = problem.predictor.init(jax.random.key(0))
+    assert "video_table" in params
+    assert problem.federation.num_clients == 2  # even positions of four users train
+    assert [level.name for level in problem.method.levels] == ["global", "video"]
+    assert problem.engine == config.engine
+
+
+def test_horizons_end_with_the_protocols() -> None:
+    short = load_config(SMALL, **{"protocol.horizon_s": 3.0})
+    assert experiment.horizons(short).horizons_s == (0.2, 0.4, 1.0, 2.0, 3.0)
+    assert experiment.horizons(short).tile_horizons_s == (1.0, 2.0)
+    for asked in ([1.0, 6.0], [0.0, 1.0], [-1.0]):
+        with pytest.raises(UserError, match=r"evaluate\.horizons_s is \["):
+            experiment.horizons(load_config(SMALL, **{"evaluate.horizons_s": asked}))
+
+
+def test_adapting_to_nothing_is_noticed(loaded: tuple[Config, TraceSet, splits.Split]) -> None:
+    _, traces, split = loaded
+    finetune = load_config(SMALL, algorithm="finetune")
+    assert experiment.needless(finetune, split)
+    assert not experiment.needless(load_config(SMALL), split)
+    within = load_config(SMALL, algorithm="finetune", protocol="within_session")
+    assert not experiment.needless(within, splits.split(traces, within.protocol))
+
+
+def test_python_users_get_a_result_without_a_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(simulate, "simulate", stand_in.simulate)
+    monkeypatch.chdir(tmp_path)
+    result = fvp.run(fvp.load_config(SMALL), progress=False)
+    assert result.path is None
+    assert result.summary["hurt_share"] == 0.0  # FedAvg beside itself
+    assert result.summary["dataset"] == "jin-like"
+    assert set(result.history["horizon_s"]) == set(result.summary["horizons_s"])
+    np.testing.assert_array_equal(result.state["w"], 0)
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == ""
+
+
+def test_nobody_is_hurt_where_fedavg_did_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulate, "simulate", stand_in.simulate)
+    result = fvp.run(load_config(SMALL, algorithm="per_video"), progress=False)
+    assert result.summary["hurt_share"] is None
