@@ -16,19 +16,15 @@ import pytest
 
 from fedjax_vp import geometry
 from fedjax_vp.models import (
-    GRU,
     LOSSES,
-    LSTM,
     MLP,
     MODELS,
-    TCN,
     VIDEO_TABLE,
     Features,
     Inputs,
     ModelSettings,
     Predictor,
     Static,
-    Transformer,
     Velocity,
     WindowShape,
 )
@@ -87,7 +83,7 @@ class Built(NamedTuple):
     kind: str
     predictor: Predictor
     params: dict[str, jax.Array]
-    apply: Callable  # compiled once for the module: compilation is most of what these tests cost
+    apply: Callable  # compiled once: compilation is most of the cost
     value_and_grads: Callable  # of the loss by parameters and by the past
     traces: list
 
@@ -129,8 +125,7 @@ def test_apply_is_traced_once_and_equals_eager(built: Built) -> None:
     inputs, other = windows(), windows(seed=1)
     large = with_large_head(built.params)
     future = built.apply(large, inputs)
-    chex.assert_shape(future, (5, SHAPE.horizon, 3))
-    assert future.dtype == jnp.float32
+    assert (future.shape, future.dtype) == ((5, SHAPE.horizon, 3), jnp.float32)
     np.testing.assert_allclose(np.linalg.norm(future, axis=-1), 1, atol=2e-6)
     assert not np.allclose(built.apply(large, other), future)
     assert len(built.traces) == 1
@@ -177,7 +172,7 @@ def test_turning_the_world_and_its_table_turns_the_prediction(built: Built) -> N
     params, inputs = with_large_head(built.params), windows()
     ahead = turned = params
     if built.kind in LEARNED:
-        table = jax.random.normal(jax.random.key(1), params[VIDEO_TABLE].shape)
+        table = jax.random.normal(jax.random.key(1), (26, 2, 3))
         ahead, turned = params | {VIDEO_TABLE: table}, params | {VIDEO_TABLE: turn(table, 2.2)}
     world = Inputs(turn(inputs.past, 2.2), inputs.time)
     future = built.apply(turned, world)
@@ -299,10 +294,10 @@ def test_settings_name_their_kind_and_are_frozen() -> None:
         (lambda: Features(table=2, table_at_s=()), "table_at_s is"),
         (lambda: Features(table_bin_s=0.0), "table_bin_s is 0"),
         (lambda: MLP(hidden=(0,)), "hidden is"),
-        (lambda: GRU(width=0), "width is 0"),
-        (lambda: LSTM(features=Features(velocity=True)), "velocity"),
-        (lambda: Transformer(width=5), "multiple of num_heads"),
-        (lambda: TCN(num_layers=0), "num_layers"),
+        (lambda: MODELS["gru"](width=0), "width is 0"),
+        (lambda: MODELS["lstm"](features=Features(velocity=True)), "velocity"),
+        (lambda: MODELS["transformer"](width=5), "multiple of num_heads"),
+        (lambda: MODELS["tcn"](num_layers=0), "num_layers"),
         (lambda: Velocity(damping_s=0.0), "damping_s is 0"),
         (lambda: Velocity(over_s=-1.0), "over_s is -1"),
     ],
