@@ -1,16 +1,18 @@
 """Planted groups: a known tree of categories whose members differ in how the future follows from the past.
 
-A viewer makes *moves* at random times, in a random direction and of random size, each along a
-minimum-jerk profile. A move is answered by a second one, of fixed delay: the first, turned and scaled by
-the *response* f of the session's group (a complex number on east + i north):
+A viewer makes *moves* at random times, in a random direction and of random size. Every movement, an answer
+included, is answered 1.8 s later by itself times the *response* f of the session's group, a complex number on
+east + i north:
 
+    velocity(t) = moves(t) + 0.9 f velocity(t - 1.8 s)
     f = (1 + distance * exp(2 pi i g / G) + spread * (e_video + e_user)) / (1 + distance)
 
 with g = video_category * user_categories + user_category of G = video_categories * user_categories. With
-``distance`` 0 every group continues straight on; as it grows, responses spread evenly around a circle
-(on, to the left, back, to the right, ...), the distance between groups growing as distance / (1 +
-distance). Moves are rarer than a window's history is long, so the past seldom tells the group: one model
-for all can only predict the mean response, a model of the group knows it.
+``distance`` 0 every group goes on straight; as it grows, responses spread evenly around a circle (on, to the
+left, back, to the right), the distance between groups growing as distance / (1 + distance).
+
+Two seconds of history hardly ever hold a movement together with its answer, so the past does not tell the
+group: one model for all can only predict the mean response, a model of the group predicts all but new moves.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ from jaxtyping import Array, Float, Int, Key
 from fedjax_vp.data.synthetic.latents import SyntheticSession, draw, even_category, streams, to_normal
 from fedjax_vp.geometry import from_angles
 
-_MOVE_S = 0.6  # of one move
-_DELAY_S = 0.8  # between the start of a move and of its answer
-_MOVES_HZ = 0.35
-_SIZE_DEG = 14.0
+_MOVE_S = 0.6  # duration of a move
+_ECHO_S = 1.8  # from a movement to its answer
+_ECHO = 0.9  # size of the answer at a response of 1; below 1, or the answers would never die out
+_MOVES_HZ = 0.3
+_SIZE_DEG = 8.0
 _SIZE_LOG_SD = 0.4
 _FLATNESS = 0.6  # vertical size of moves relative to horizontal
 _HOMING_S = 15.0  # time constant with which elevation returns to the horizon
@@ -144,7 +147,8 @@ def _response(settings: Planted, group: Int[Array, ""], own: Float[Array, "2"]) 
     groups = settings.video_categories * settings.user_categories
     angle = 2 * math.pi / groups * group.astype(jnp.float32)
     planted = settings.distance * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
-    return (jnp.array([1.0, 0.0]) + planted + settings.spread * own) / (1 + settings.distance)
+    response = (jnp.array([1.0, 0.0]) + planted + settings.spread * own) / (1 + settings.distance)
+    return response / jnp.maximum(1.0, jnp.linalg.norm(response))  # longer, answers would grow for ever
 
 
 def _length(settings: Planted, chance: Float[Array, ""]) -> Int[Array, ""]:
@@ -154,23 +158,34 @@ def _length(settings: Planted, chance: Float[Array, ""]) -> Int[Array, ""]:
     return jnp.clip(samples, min(shortest, settings.num_samples), settings.num_samples)
 
 
-def _profile(rate_hz: float, delay_s: float) -> np.ndarray:
-    """Shares [time] of a minimum-jerk move that starts after `delay_s` made in each sample interval."""
-    steps = np.arange(math.ceil((delay_s + _MOVE_S) * rate_hz) + 1) / rate_hz
-    s = np.clip((steps - delay_s) / _MOVE_S, 0, 1)
-    return np.diff(s**3 * (10 - 15 * s + 6 * s**2)).astype(np.float32)
-
-
-def _spread_out(impulses: Float[Array, "2 time"], profile: np.ndarray) -> Float[Array, "2 time"]:
-    """Causal convolution with a short profile."""
-    num_samples = impulses.shape[1]
-    padded = jnp.pad(impulses, ((0, 0), (len(profile) - 1, 0)))
-    parts = [
-        share * padded[:, len(profile) - 1 - lag : len(profile) - 1 - lag + num_samples]
-        for lag, share in enumerate(profile)
-        if share > 0
-    ]
+def _moves(rate_hz: float, impulses: Float[Array, "2 time"]) -> Float[Array, "2 time"]:
+    """Movement in each sample interval, of moves that start at `impulses`: a causal convolution."""
+    s = np.clip(np.arange(math.ceil(_MOVE_S * rate_hz) + 1) / (_MOVE_S * rate_hz), 0, 1)
+    shares = np.diff(s**3 * (10 - 15 * s + 6 * s**2)).astype(np.float32)  # minimum jerk
+    padded = jnp.pad(impulses, ((0, 0), (len(shares) - 1, 0)))
+    parts = [share * padded[:, i : i + impulses.shape[1]] for i, share in enumerate(shares[::-1])]
     return sum(parts[1:], parts[0])
+
+
+def _echoes(
+    rate_hz: float, moves: Float[Array, "2 time"], response: Float[Array, "2"]
+) -> Float[Array, "2 time"]:
+    """Add to the moves the answer to everything that was moved one delay before."""
+    num_samples, delay = moves.shape[1], max(1, round(_ECHO_S * rate_hz))
+    num_blocks = -(-num_samples // delay)
+    padded = jnp.pad(moves, ((0, 0), (0, num_blocks * delay - num_samples)))
+    blocks = padded.reshape(2, num_blocks, delay).swapaxes(0, 1)
+
+    def step(
+        before: Float[Array, "2 delay"], moved: Float[Array, "2 delay"]
+    ) -> tuple[Float[Array, "2 delay"], Float[Array, "2 delay"]]:
+        east = response[0] * before[0] - response[1] * before[1]
+        north = response[0] * before[1] + response[1] * before[0]
+        now = moved + _ECHO * jnp.stack([east, north])
+        return now, now
+
+    _, total = jax.lax.scan(step, jnp.zeros((2, delay)), blocks)
+    return total.swapaxes(0, 1).reshape(2, -1)[:, :num_samples]
 
 
 def _walk(
@@ -184,10 +199,7 @@ def _walk(
     size = jnp.where(chance[0] < 1 - math.exp(-_MOVES_HZ / rate_hz), size, 0.0)
     angle = 2 * math.pi * chance[2]
     move = jnp.stack([size * jnp.cos(angle), _FLATNESS * size * jnp.sin(angle)])
-    answer = jnp.stack(
-        [response[0] * move[0] - response[1] * move[1], response[0] * move[1] + response[1] * move[0]]
-    )
-    velocity = _spread_out(move, _profile(rate_hz, 0.0)) + _spread_out(answer, _profile(rate_hz, _DELAY_S))
+    velocity = _echoes(rate_hz, _moves(rate_hz, move), response)
     keep = math.exp(-1 / (_HOMING_S * rate_hz))
 
     def step(at: Float[Array, "2"], by: Float[Array, "2"]) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
