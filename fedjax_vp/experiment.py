@@ -63,7 +63,7 @@ def run(
     traces, split = load_traces(config)
     evaluate = horizons(config)
     compared = _compared(config, folder)
-    if folder is not None:
+    if folder is not None and not (folder / results.MANIFEST).is_file():
         results.write_json(folder / results.MANIFEST, results.manifest(config, compared, traces))
     outcomes: dict[str, simulate.Outcome] = {}
     with Progress(config.rounds, evaluate.horizons_s, enabled=progress) as bar:
