@@ -117,7 +117,11 @@ def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_
         raise UserError(f"levels: nobody owns {orphans[0]!r}; add it to the owns of a level")
     used = client_of >= 0
     codes = [g.code[used] for g in groupings]
-    relation = {(f, c): _relation(codes[f], codes[c]) for f in range(len(codes)) for c in range(f)}
+    relation = {
+        (f, c): _relation(groupings[f].code, groupings[c].code, used)
+        for f in range(len(codes))
+        for c in range(f)
+    }
     clients = client_of[used]
     apart = [_relation(clients, code) != "nested" and len(np.unique(code)) > 1 for code in codes]
     shared = [_relation(code, clients) != "nested" or len(np.unique(clients)) == 1 for code in codes]
@@ -133,14 +137,20 @@ def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_
     )
 
 
-def _relation(fine: np.ndarray, coarse: np.ndarray) -> str:
-    """How fine groups lie in coarse ones: all in one, each within one, or across."""
+def _relation(fine: np.ndarray, coarse: np.ndarray, used: np.ndarray | None = None) -> str:
+    """How fine groups lie in coarse ones: all in the only one, each within one, or across.
+
+    Sessions that only test (not `used`) share rows with those that train, so they too must nest; where one of
+    their groups is unknown they say nothing.
+    """
+    used = np.ones(len(fine), bool) if used is None else used
     known = (fine >= 0) & (coarse >= 0)
-    if known.all() and len(np.unique(coarse)) <= 1:
+    if not known[used].all():
+        return "crossed"
+    if (coarse <= 0).all():
         return "single"
-    pairs = np.unique(np.stack([fine, coarse], axis=1), axis=0)
-    nested = known.all() and len(pairs) == len(np.unique(fine))
-    return "nested" if nested else "crossed"
+    pairs = np.unique(np.stack([fine[known], coarse[known]], axis=1), axis=0)
+    return "nested" if len(pairs) == len(np.unique(fine[known])) else "crossed"
 
 
 def init(layout: Layout, groupings: list[Grouping], params: Params) -> tuple[LevelState, ...]:

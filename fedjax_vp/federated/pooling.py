@@ -281,4 +281,5 @@ def _shared(
 def parent_of(fine: LevelState, coarse: LevelState) -> Array:
     """Row of the coarser level above each row of a nested finer one: int32 [group]."""
     parent = jnp.zeros(fine.mass.shape[0], jnp.int32)
-    return parent.at[fine.members.group[:, 0]].max(coarse.members.group[:, 0])
+    known = fine.members.share[:, 0] > 0  # an unknown group is written as row 0, which it does not use
+    return parent.at[fine.members.group[:, 0]].max(jnp.where(known, coarse.members.group[:, 0], 0))
