@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from fedjax_vp.data.traces import TraceSet
 SessionFn = Callable[[Key[Array, ""], Int[Array, ""]], SyntheticSession]
 
 _BLOCK = 512  # sessions generated at once
+_FEW = 4096  # sessions below which compiling well costs more time than it saves
 
 
 def session_fn(settings: Synthetic | Planted) -> SessionFn:
@@ -83,11 +85,22 @@ def generate(settings: Synthetic | Planted) -> TraceSet:
 def _in_blocks(settings: Synthetic | Planted, ids: np.ndarray) -> SyntheticSession:
     """Sessions on the host, made by one compiled function of a fixed number of them."""
     block = min(_BLOCK, len(ids))
-    make = jax.jit(jax.vmap(session_fn(settings), in_axes=(None, 0)))
+    quick = len(ids) <= _FEW and jax.default_backend() == "cpu"
+    # Neither seed nor users enter the compiled function, so that federations which differ in them share it.
+    make = _compiled(replace(settings, seed=0, users=1), quick)
     key = root_key(settings)
     padded = np.pad(ids, (0, -len(ids) % block), mode="edge")
     blocks = [jax.device_get(make(key, jnp.asarray(part))) for part in padded.reshape(-1, block)]
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(ids)], *blocks)
+
+
+@lru_cache(maxsize=8)
+def _compiled(
+    settings: Synthetic | Planted, quick: bool
+) -> Callable[[Key[Array, ""], Int[Array, "session"]], SyntheticSession]:
+    """Sessions of a block of ids; `quick` to compile rather than quick to run."""
+    options = {"xla_backend_optimization_level": 0} if quick else None
+    return jax.jit(jax.vmap(session_fn(settings), in_axes=(None, 0)), compiler_options=options)
 
 
 def _dealt(settings: Planted, made: SyntheticSession) -> np.ndarray:
