@@ -220,7 +220,7 @@ def _split_netllm(traces: TraceSet, protocol: NetLLM) -> Split:
     last = traces.valid.shape[1] - 1 - traces.valid[:, ::-1].argmax(axis=1)
     left_s = (last[:, None] - 1 - np.arange(traces.valid.shape[1])[None, :]) / traces.rate_hz
     tail = left_s >= protocol.tail_s - _SLACK_S
-    return Split(*(phase & tail for phase in phases[:2]), phases.adapt, phases.test & tail)
+    return phases._replace(train=phases.train & tail, valid=phases.valid & tail, test=phases.test & tail)
 
 
 def _named(codes: np.ndarray, ids: tuple[str, ...], wanted: tuple[int, ...]) -> np.ndarray:

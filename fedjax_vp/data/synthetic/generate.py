@@ -57,33 +57,33 @@ def generate(settings: Synthetic | Planted) -> TraceSet:
         settings: Calibrated (`Synthetic`) or planted (`Planted`).
 
     Returns:
-        Traces from video time 0, in order of (user, video).
+        Traces from video time 0, in order of (user, video) before they are dealt.
     """
     ids = session_ids(settings)
     made = _in_blocks(settings, ids)
-    order = np.lexsort((made.video, made.user))
-    made = SyntheticSession(*(part[order] for part in made))
-    user, labels = made.user, {}
+    order = np.lexsort((made["video"], made["user"]))
+    made = {name: part[order] for name, part in made.items()}
+    user, labels = made["user"], {}
     if isinstance(settings, Planted):
-        labels = {"user_category": made.user_category, "video_category": made.video_category}
-        user = _dealt(settings, made) if settings.iid else user
+        labels = {name: made[name] for name in ("user_category", "video_category")}
+        user = _dealt(settings, user, made["video"]) if settings.iid else user
     return TraceSet(
         name=settings.preset if isinstance(settings, Synthetic) else settings.kind,
         rate_hz=float(settings.rate_hz),
-        direction=made.direction,
-        length=made.length,
+        direction=made["direction"],
+        length=made["length"],
         t0=np.zeros(len(ids)),
-        valid=np.arange(settings.num_samples)[None, :] < made.length[:, None],
+        valid=np.arange(settings.num_samples)[None, :] < made["length"][:, None],
         user=user,
-        video=made.video,
+        video=made["video"],
         user_ids=tuple(str(index + 1) for index in range(settings.users)),
         video_ids=tuple(str(index + 1) for index in range(settings.videos)),
         labels=labels,
     )
 
 
-def _in_blocks(settings: Synthetic | Planted, ids: np.ndarray) -> SyntheticSession:
-    """Sessions on the host, made by one compiled function of a fixed number of them."""
+def _in_blocks(settings: Synthetic | Planted, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Sessions on the host by field, made by one compiled function of a fixed number of them."""
     block = min(_BLOCK, len(ids))
     quick = len(ids) <= _FEW and jax.default_backend() == "cpu"
     # Neither seed nor users enter the compiled function, so that federations which differ in them share it.
@@ -91,7 +91,8 @@ def _in_blocks(settings: Synthetic | Planted, ids: np.ndarray) -> SyntheticSessi
     key = root_key(settings)
     padded = np.pad(ids, (0, -len(ids) % block), mode="edge")
     blocks = [jax.device_get(make(key, jnp.asarray(part))) for part in padded.reshape(-1, block)]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(ids)], *blocks)
+    fields = zip(SyntheticSession._fields, zip(*blocks, strict=True), strict=True)
+    return {name: np.concatenate(parts)[: len(ids)] for name, parts in fields}
 
 
 @lru_cache(maxsize=8)
@@ -103,11 +104,11 @@ def _compiled(
     return jax.jit(jax.vmap(session_fn(settings), in_axes=(None, 0)), compiler_options=options)
 
 
-def _dealt(settings: Planted, made: SyntheticSession) -> np.ndarray:
+def _dealt(settings: Planted, user: np.ndarray, video: np.ndarray) -> np.ndarray:
     """Users int32 [trace] after each video's traces are dealt at random among those who watched it."""
     draw = np.random.default_rng(settings.seed)
-    user = np.array(made.user)
-    for video in range(settings.videos):
-        watched = np.flatnonzero(made.video == video)
-        user[watched] = draw.permutation(user[watched])
-    return user
+    dealt = user.copy()
+    for index in range(settings.videos):
+        watched = np.flatnonzero(video == index)
+        dealt[watched] = draw.permutation(user[watched])
+    return dealt

@@ -164,7 +164,7 @@ def _moves(rate_hz: float, impulses: Float[Array, "2 time"]) -> Float[Array, "2 
     shares = np.diff(s**3 * (10 - 15 * s + 6 * s**2)).astype(np.float32)  # minimum jerk
     padded = jnp.pad(impulses, ((0, 0), (len(shares) - 1, 0)))
     parts = [share * padded[:, i : i + impulses.shape[1]] for i, share in enumerate(shares[::-1])]
-    return sum(parts[1:], parts[0])
+    return jnp.sum(jnp.stack(parts), axis=0)
 
 
 def _echoes(
