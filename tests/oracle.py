@@ -48,7 +48,7 @@ class Level:
 
     rows: Params
     code: np.ndarray
-    shrinkage: float = 1.0
+    shrinkage: float | np.ndarray = 1.0  # an array has a leading axis of groups
     progress: float = 1.0
     lr: float = 1.0
     server: Server = plain
@@ -82,7 +82,7 @@ def pool(levels: list[Level], leaf: str, units: Units) -> list[np.ndarray | None
             continue
         rows = np.asarray(level.rows[leaf], np.float64).copy()
         took = np.zeros_like(rows)
-        s, h = level.shrinkage, level.progress
+        shrinkage, h = np.broadcast_to(level.shrinkage, rows.shape), level.progress
         for g in range(len(rows) if level.pools else 0):
             total, mass = np.zeros_like(rows[g]), np.zeros_like(rows[g])
             for i in range(count):
@@ -92,6 +92,7 @@ def pool(levels: list[Level], leaf: str, units: Units) -> list[np.ndarray | None
             below = {"group": mass, "participants": everyone, "population": level.population}
             bottom = np.broadcast_to(below[level.denominator], mass.shape)
             mean = np.where(mass > 0, total / np.where(mass > 0, bottom, 1), 0)
+            s = shrinkage[g]
             step = s * (level.lr * level.server(leaf, g, mean) + h * rows[g]) - h * rows[g]
             took[g] = np.where(mass > 0, s * (mean + h * rows[g]) - h * rows[g], 0)
             rows[g] = np.where(mass > 0, rows[g] + step, rows[g])

@@ -97,6 +97,8 @@ def grouping(labels: dict[str, np.ndarray], by: str) -> Grouping:
         )
     codes = np.stack([labels[name] for name in names], axis=1)
     known = (codes >= 0).all(axis=1)
+    if not known.any():
+        raise UserError(f"levels: by: no session has a known {by!r} in this data set; take the level out")
     code = np.full(size, -1, np.int32)
     _, code[known] = np.unique(codes[known], axis=0, return_inverse=True)
     return Grouping(code, int(code.max()) + 1)
@@ -122,6 +124,12 @@ def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_
         for f in range(len(codes))
         for c in range(f)
     }
+    for fine, level in enumerate(method.levels):
+        if level.absorb and relation[fine, fine - 1] == "crossed":
+            raise UserError(
+                f"levels: {level.name}.absorb: its groups do not lie within those of "
+                f"{method.levels[fine - 1].name}, so they have no level to be absorbed into; set absorb to 0"
+            )
     clients = client_of[used]
     apart = [_relation(clients, code) != "nested" and len(np.unique(code)) > 1 for code in codes]
     shared = [_relation(code, clients) != "nested" or len(np.unique(clients)) == 1 for code in codes]

@@ -60,7 +60,7 @@ def transformation(settings: ServerOptimizer) -> optax.GradientTransformation:
     """The server step of a level without its learning rate; maps pooled updates to updates.
 
     Raises:
-        UserError: optax has no optimiser of that name.
+        UserError: optax has no optimizer of that name, or it does not take these options.
     """
     if isinstance(settings, Average):
         return optax.trace(settings.momentum) if settings.momentum else optax.identity()
@@ -68,9 +68,15 @@ def transformation(settings: ServerOptimizer) -> optax.GradientTransformation:
         return adaptive(settings.kind, settings.beta1, settings.beta2, settings.tau)
     maker = getattr(optax, settings.name, None)
     if maker is None:
-        raise UserError(f"levels: server.name: optax has no optimiser {settings.name!r}")
+        raise UserError(f"levels: server.name: optax has no optimizer {settings.name!r}")
+    try:
+        theirs = maker(learning_rate=1.0, **settings.options)
+    except TypeError as error:
+        raise UserError(
+            f"levels: server: optax's {settings.name} does not take these options: {error}"
+        ) from error
     # Optax descends along gradients, so the pooled update enters with its sign turned.
-    return optax.chain(optax.scale(-1.0), maker(learning_rate=1.0, **settings.options))
+    return optax.chain(optax.scale(-1.0), theirs)
 
 
 def factor(schedule: Schedule, round_index: ArrayLike, num_rounds: ArrayLike) -> Float[Array, ""]:
