@@ -124,8 +124,8 @@ def _windows(mask: np.ndarray) -> Windows:
 def thin(windows: Windows, most: int) -> Windows:
     """At most `most` windows a session, spread evenly: for quick looks on the way."""
     size = min(most, windows.now.shape[1])
-    step = jnp.maximum(windows.count, 1) / size
-    position = (jnp.arange(size)[None, :] * step[:, None]).astype(jnp.int32)
+    spread = jnp.maximum(windows.count, size)  # fewer than `size` windows are all taken, once each
+    position = jnp.arange(size)[None, :] * spread[:, None] // size
     return Windows(jnp.take_along_axis(windows.now, position, axis=1), jnp.minimum(windows.count, size))
 
 

@@ -1,0 +1,128 @@
+"""Batches: passes that visit every window once, draws that never leave the client, ragged amounts of work."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from fedjax_vp.federated import batches
+from fedjax_vp.federated.federation import Federation, client_windows
+from fedjax_vp.federated.settings import Local
+
+TRACES = toy.traces()
+SPLIT = toy.split(TRACES, empty=(2, 7))
+
+
+@pytest.fixture(scope="module")
+def by_user() -> Federation:
+    return toy.federation(client="user", empty=(2, 7))
+
+
+def own_windows(fed: Federation, client: int) -> set[tuple[int, int]]:
+    """Pairs (session, now) of a client's training windows, from the bag and the mask."""
+    first = np.asarray(fed.arrays.bags.first)
+    members = np.asarray(fed.arrays.bags.session)[first[client] : first[client + 1]]
+    return {(int(s), int(k)) for s in members for k in np.flatnonzero(SPLIT.train[s])}
+
+
+def work(fed: Federation, settings: Local, client: int, mixed: bool) -> list[batches.Batch]:
+    """All batches of a client in a round."""
+    plan = batches.plan(jax.random.key(5), settings, fed, client_windows(fed.arrays, jnp.int32(client)))
+    size = batches.batch_size(settings, fed)
+    every = jax.jit(
+        jax.vmap(lambda i: batches.draw(plan, i, size, fed.arrays, jnp.int32(client), mixed))  # over steps
+    )(jnp.arange(max(int(plan.steps), 1)))
+    stacked = jax.device_get(every)
+    return [batches.Batch(*(x[i] for x in stacked)) for i in range(int(plan.steps))]
+
+
+def counted(some: list[batches.Batch]) -> Counter:
+    """How often each window counts."""
+    return Counter(
+        (int(s), int(k)) for b in some for s, k, w in zip(b.session, b.now, b.weight, strict=True) if w > 0
+    )
+
+
+@pytest.mark.parametrize("batch", [4, 7, 1000, 0])
+def test_a_pass_visits_every_window_once(by_user: Federation, batch: int) -> None:
+    """Two passes: twice, and each pass is whole in itself though the batches do not divide it."""
+    settings = Local(batch=batch, epochs=2.0) if batch else Local(batch=0, steps=2)
+    for client in range(by_user.num_clients):
+        own = own_windows(by_user, client)
+        some = work(by_user, settings, client, mixed=True)
+        size = batch or by_user.max_windows
+        per_pass = -(-len(own) // size)
+        assert len(some) == 2 * per_pass
+        for part in (some[:per_pass], some[per_pass:]):
+            assert counted(part) == Counter(own)
+
+
+def test_every_pass_has_an_order_of_its_own(by_user: Federation) -> None:
+    some = work(by_user, Local(batch=4, epochs=2.0), 0, mixed=True)
+    half = len(some) // 2
+    assert [b.now.tolist() for b in some[:half]] != [b.now.tolist() for b in some[half:]]
+
+
+@pytest.mark.parametrize(("epochs", "passes"), [(0.5, 0.5), (1.5, 1.5), (0.01, None)])
+def test_parts_of_a_pass(by_user: Federation, epochs: float, passes: float | None) -> None:
+    """A part of a pass visits nothing twice, and every client takes at least one step."""
+    some = work(by_user, Local(batch=4, epochs=epochs), 1, mixed=True)
+    own = own_windows(by_user, 1)
+    per_pass = -(-len(own) // 4)
+    assert len(some) == (max(round(passes * per_pass), 1) if passes else 1)
+    if epochs < 1:
+        assert max(counted(some).values()) == 1
+    else:
+        assert set(counted(some)) == own
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_free_draws_stay_within_the_client_and_reach_all_of_it(by_user: Federation, mixed: bool) -> None:
+    for client in range(by_user.num_clients):
+        some = work(by_user, Local(batch=16, steps=40), client, mixed)
+        assert len(some) == 40
+        seen = counted(some)
+        assert sum(seen.values()) == 40 * 16
+        assert set(seen) == own_windows(by_user, client)
+
+
+def test_an_unmixed_batch_is_of_one_session_and_says_which(by_user: Federation) -> None:
+    first, session = (np.asarray(x) for x in (by_user.arrays.bags.first, by_user.arrays.bags.session))
+    for client in range(by_user.num_clients):
+        slots = set()
+        for batch in work(by_user, Local(batch=8, steps=30), client, mixed=False):
+            assert len(set(batch.session.tolist())) == 1
+            assert session[first[client] + int(batch.slot)] == batch.session[0]
+            slots.add(int(batch.slot))
+        assert slots == set(range(first[client + 1] - first[client]))
+
+
+def test_sessions_are_drawn_by_their_windows(by_user: Federation) -> None:
+    """Longer sessions give more batches, so that every window is as likely as any other."""
+    some = work(by_user, Local(batch=1, steps=3000), 0, mixed=False)
+    own = own_windows(by_user, 0)
+    for session in {s for s, _ in own}:
+        share = sum(s == session for s, _ in own) / len(own)
+        found = np.mean([int(b.session[0]) == session for b in some])
+        assert found == pytest.approx(share, abs=5 * np.sqrt(share * (1 - share) / 3000))
+
+
+def test_work_without_windows_is_no_step(by_user: Federation) -> None:
+    for settings in (Local(steps=5), Local(epochs=2.0), Local(batch=0)):
+        assert int(batches.num_steps(settings, by_user, jnp.int32(0))) == 0
+
+
+def test_work_grows_with_a_clients_windows_in_epochs_only(by_user: Federation) -> None:
+    cases = (
+        (Local(steps=6, batch=4), [6, 6, 6, 6]),
+        (Local(epochs=3.0, batch=4), [3, 3, 6, 15]),
+        (Local(steps=2, batch=0), [2, 2, 2, 2]),
+    )
+    for settings, wanted in cases:
+        found = [int(batches.num_steps(settings, by_user, jnp.int32(n))) for n in (1, 4, 5, 20)]
+        assert found == wanted
