@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +32,25 @@ def own_windows(fed: Federation, client: int) -> set[tuple[int, int]]:
     return {(int(s), int(k)) for s in members for k in np.flatnonzero(SPLIT.train[s])}
 
 
+@cache
+def worker(fed: Federation, settings: Local, mixed: bool) -> Callable[[jax.Array], tuple]:
+    """Compiled plan and batches of any client."""
+    most = int(batches.num_steps(settings, fed, jnp.int32(fed.max_windows)))
+    size = batches.batch_size(settings, fed)
+
+    @jax.jit
+    def run(client: jax.Array) -> tuple:
+        plan = batches.plan(jax.random.key(5), settings, fed, client_windows(fed.arrays, client))
+        draw = jax.vmap(lambda i: batches.draw(plan, i, size, fed.arrays, client, mixed))  # over steps
+        return plan.steps, draw(jnp.arange(most))
+
+    return run
+
+
 def work(fed: Federation, settings: Local, client: int, mixed: bool) -> list[batches.Batch]:
     """All batches of a client in a round."""
-    plan = batches.plan(jax.random.key(5), settings, fed, client_windows(fed.arrays, jnp.int32(client)))
-    size = batches.batch_size(settings, fed)
-    every = jax.jit(
-        jax.vmap(lambda i: batches.draw(plan, i, size, fed.arrays, jnp.int32(client), mixed))  # over steps
-    )(jnp.arange(max(int(plan.steps), 1)))
-    stacked = jax.device_get(every)
-    return [batches.Batch(*(x[i] for x in stacked)) for i in range(int(plan.steps))]
+    steps, stacked = jax.device_get(worker(fed, settings, mixed)(jnp.int32(client)))
+    return [batches.Batch(*(x[i] for x in stacked)) for i in range(int(steps))]
 
 
 def counted(some: list[batches.Batch]) -> Counter:

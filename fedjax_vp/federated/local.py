@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -21,6 +22,9 @@ from fedjax_vp.federated.federation import Arrays, Federation, client_windows, g
 from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState, compose
 from fedjax_vp.federated.settings import Local, Pooling
 from fedjax_vp.models.base import Inputs, Params, Predictor
+
+_BY_WINDOW = ("session", "now", "weight")
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 class ClientResult(NamedTuple):
@@ -164,8 +168,10 @@ def _loss(
     theta: Params, task: Task, lacks: list[Params], arrays: Arrays, batch: batches.Batch
 ) -> Float[Array, ""]:
     """Mean loss of a batch, part of it predicted by the shallower prefixes."""
-    inputs, target = gather(arrays, task.federation.shape, batch.session, batch.now)
     size, depths = batch.now.shape[0], len(lacks)
+    if depths:
+        batch = batch._replace(**{name: getattr(batch, name)[scatter(size)] for name in _BY_WINDOW})
+    inputs, target = gather(arrays, task.federation.shape, batch.session, batch.now)
     part = round(size * task.local.prefix_share / depths) if depths else 0
     varying = task.layout.varying
 
@@ -185,6 +191,15 @@ def _loss(
         predicted.append(task.predictor.apply(model, view))
     loss = task.local.loss.build()(jnp.concatenate(predicted), target)
     return jnp.sum(batch.weight * jnp.mean(loss, axis=1)) / jnp.maximum(jnp.sum(batch.weight), 1.0)
+
+
+def scatter(size: int) -> np.ndarray:
+    """An order of a batch's places any stretch of which is spread over the batch: int [size].
+
+    The windows of a batch that is not full stand first; a prefix that took the first places would take them
+    all, and leave none to the whole model.
+    """
+    return np.argsort(np.arange(size) * _GOLDEN % 1.0, kind="stable")
 
 
 def weigh(pooling: Pooling, windows: Array) -> Array:

@@ -257,8 +257,10 @@ def _units(task: Task, result: ClientResult, session: Int[Array, "client slot"])
 
 
 def _population(sim: Simulator, arrays: Arrays, params: Params) -> Params:
-    """Weight of all clients together, by leaf."""
-    total = jnp.sum(weigh(sim.method.pooling, arrays.train.count))
+    """Weight of all clients together, by leaf: each weighs as it does when it takes part."""
+    clients = jnp.arange(sim.federation.num_clients)
+    windows = client_windows(arrays, clients) if sim.task.mixed else arrays.train.count
+    total = jnp.sum(weigh(sim.method.pooling, windows))
     return {n: jnp.full((1, *pooling.block_shape(n, p.shape)), total) for n, p in params.items()}
 
 

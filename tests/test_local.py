@@ -1,0 +1,267 @@
+"""The local step against gradient descent in plain NumPy, over the same batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import probe
+import pytest
+import toy
+
+from fedjax_vp.federated import batches, levels
+from fedjax_vp.federated import round as rounds
+from fedjax_vp.federated.federation import client_windows, gather
+from fedjax_vp.federated.local import Client, ClientResult, local_update, scatter, slots, weigh
+from fedjax_vp.federated.round import Simulator
+from fedjax_vp.federated.settings import Level, Method, Pooling
+
+TRACES = toy.traces()
+SPLIT = toy.split(TRACES)
+KEY = jax.random.key(11)
+LR = 0.3
+
+
+class Case(NamedTuple):
+    """A method, random rows, and its compiled local update."""
+
+    sim: Simulator
+    states: tuple[levels.LevelState, ...]
+    update: Callable[..., ClientResult]
+
+
+def case(method: Method) -> Case:
+    sim = probe.sim(method, table=True)
+    rng = np.random.default_rng(1)
+    states = tuple(
+        s._replace(rows={n: jnp.asarray(rng.normal(size=r.shape), jnp.float32) for n, r in s.rows.items()})
+        for s in rounds.init(sim, jnp.int32(0)).levels
+    )
+    moments = rounds.optimizer(method.local).init({n: jnp.zeros(1) for n in ("body",)})
+
+    @jax.jit
+    def update(client: jax.Array, reports: jax.Array, states: Any, bound: jax.Array) -> ClientResult:
+        one = Client(client, reports, KEY, moments)
+        return local_update(sim.task, states, sim.federation.arrays, one, jnp.float32(LR), bound)
+
+    def call(client: int, reports: bool = True, bound: int = 50) -> ClientResult:
+        return jax.device_get(update(jnp.int32(client), jnp.asarray(reports), states, jnp.int32(bound)))
+
+    return Case(sim, states, call)
+
+
+CASES = {
+    "full batch": Method(levels=(Level("global"),), local=probe.local(steps=4)),
+    "epochs": Method(levels=(Level("global"),), client="user", local=probe.local(batch=7, epochs=2.0)),
+    "halves": Method(
+        levels=(Level("global"), Level("video", by="video", shrinkage="auto")),
+        local=probe.local(batch=4, steps=5),
+    ),
+    "varying": Method(
+        levels=(
+            Level("global", owns=("body",)),
+            Level("video", by="video", owns=("video_table", "head/*")),
+            Level("user", by="user", owns=("head/*",)),
+        ),
+        client="user",
+        local=probe.local(batch=4, steps=4),
+    ),
+    "prefixes": Method(
+        levels=(
+            Level("global", owns=("*", "!video_table")),
+            Level("video", by="video", owns=("video_table",)),
+            Level("user", by="user", owns=("head/*",)),
+        ),
+        local=probe.local(batch=9, steps=3, prefix_share=0.5),
+    ),
+    "prefixes of varying leaves": Method(
+        levels=(
+            Level("global", owns=("*", "!video_table")),
+            Level("video", by="video", owns=("video_table",)),
+        ),
+        client="user",
+        local=probe.local(batch=8, steps=6, prefix_share=0.25),
+    ),
+    "prefixes of batches that are not full": Method(
+        levels=(Level("global", owns=("*", "!video_table")), Level("video", by="video")),
+        local=probe.local(batch=0, steps=2, prefix_share=0.25),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Case]:
+    class Compiled(dict):
+        """Compiles a case when it is first asked for."""
+
+        def __missing__(self, name: str) -> Case:
+            self[name] = case(CASES[name])
+            return self[name]
+
+    return Compiled()
+
+
+class Replay(NamedTuple):
+    """What a client should return."""
+
+    delta: dict[str, np.ndarray]  # [slot or 1, ...]
+    halves: dict[str, np.ndarray]
+    visited: np.ndarray  # [slot]
+    bins: np.ndarray  # [slot, bin] whether a step used the bin
+
+
+def replay(one: Case, client: int) -> Replay:
+    """Gradient descent, a step and a prefix at a time."""
+    sim, local = one.sim, one.sim.method.local
+    fed, varying = sim.federation, sim.layout.varying
+    session = [int(s) for s in slots(fed.arrays, jnp.int32(client), fed.max_sessions if varying else 1)[0]]
+    depth = len(one.states)
+
+    def compose(leaf: str, levels_down: int) -> np.ndarray:
+        sessions = session if leaf in varying else session[:1]
+        rows = [levels.compose(one.states, jnp.asarray([s]), leaf, levels_down)[0] for s in sessions]
+        return np.stack([np.asarray(r, np.float64) for r in rows])
+
+    leaves = list(probe.predictor(True).init(jax.random.key(0)))
+    start = {n: compose(n, depth) for n in leaves}
+    theta = {n: p.copy() for n, p in start.items()}
+    halves = {n: np.zeros_like(p) for n, p in start.items()}
+    visited, bins = np.zeros(len(session)), np.zeros((len(session), probe.BINS), bool)
+    plan = batches.plan(KEY, local, fed, client_windows(fed.arrays, jnp.int32(client)))
+    size = batches.batch_size(local, fed)
+    prefixes = depth - 1 if local.prefix_share else 0
+    part = round(size * local.prefix_share / prefixes) if prefixes else 0
+    places = scatter(size) if prefixes else np.arange(size)
+    for step in range(int(plan.steps)):
+        batch = batches.draw(plan, jnp.int32(step), size, fed.arrays, jnp.int32(client), sim.task.mixed)
+        slot = int(batch.slot)
+        visited[slot] = 1
+        real = np.asarray(batch.weight) > 0
+        slope = {n: np.zeros_like(p) for n, p in theta.items()}
+        for d in range(prefixes + 1):
+            mine = places[d * part : (d + 1) * part] if d < prefixes else places[prefixes * part :]
+            mine = mine[real[mine]]
+            if not len(mine):
+                continue
+            model, own = {}, {}
+            for n in leaves:
+                row = slot if n in varying and len(theta[n]) > 1 else 0
+                exists = d == prefixes or any(n in names for names in sim.layout.owned[: d + 1])
+                finer = start[n][row] - compose(n, d + 1)[row] if prefixes and d < prefixes else 0.0
+                model[n], own[n] = (theta[n][row] - finer if exists else np.zeros_like(theta[n][row])), exists
+            inputs, target = gather(
+                fed.arrays, toy.SHAPE, batch.session[jnp.asarray(mine)], batch.now[jnp.asarray(mine)]
+            )
+            past, time = np.asarray(inputs.past, np.float64), np.asarray(inputs.time)
+            found = oracle.gradient(model, past[:, -1], np.asarray(target, np.float64), time)
+            for n in leaves:
+                row = slot if n in varying and len(theta[n]) > 1 else 0
+                if own[n]:
+                    slope[n][row] += len(mine) / real.sum() * found[n]
+            if own["video_table"]:
+                row = slot if "video_table" in varying and len(theta["video_table"]) > 1 else 0
+                bins[row, np.floor(time + 1e-4).astype(int)] = True
+        for n in leaves:
+            theta[n] = theta[n] - LR * slope[n]
+            halves[n] = halves[n] - (LR if step % 2 == 0 else -LR) * slope[n]
+    return Replay({n: theta[n] - start[n] for n in leaves}, halves, visited, bins)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("client", [0, 3])
+def test_a_client_descends_along_the_gradient_of_its_batches(
+    cases: dict[str, Case], name: str, client: int
+) -> None:
+    one, wanted = cases[name], replay(cases[name], client)
+    found = one.update(client)
+    assert found.finite
+    for leaf, delta in wanted.delta.items():
+        np.testing.assert_allclose(found.delta[leaf], delta, atol=1e-5, err_msg=leaf)
+        if found.halves:
+            np.testing.assert_allclose(found.halves[leaf], wanted.halves[leaf], atol=1e-5, err_msg=leaf)
+    assert bool(found.halves) == (name == "halves")
+    covered = wanted.bins[: len(found.coverage["video_table"])]
+    np.testing.assert_array_equal(found.coverage["video_table"][..., 0], covered)
+    assert (found.coverage["body"] == 1).all()
+
+
+@pytest.mark.parametrize("name", ["full batch", "epochs", "varying"])
+def test_a_client_weighs_by_the_windows_of_what_it_trained(cases: dict[str, Case], name: str) -> None:
+    one = cases[name]
+    windows = SPLIT.train.sum(axis=1)
+    found, visited = one.update(1).weight, replay(one, 1).visited
+    if name == "varying":
+        np.testing.assert_array_equal(found, windows[3:6] * visited)
+        assert (visited == 0).sum() < 3
+    else:
+        assert found.tolist() == [windows[1] if name == "full batch" else windows[3:6].sum()]
+
+
+def test_who_does_not_report_does_nothing(cases: dict[str, Case]) -> None:
+    for name in ("full batch", "varying"):
+        found = cases[name].update(0, reports=False)
+        assert not any(x.any() for x in found.delta.values())
+        assert not found.weight.any()
+        assert found.finite
+
+
+def test_steps_beyond_a_clients_own_change_nothing(cases: dict[str, Case]) -> None:
+    a, b = (cases["epochs"].update(2, bound=n) for n in (30, 50))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_the_global_prefix_never_trains_a_leaf_of_the_video_alone() -> None:
+    """All of a batch but one window in the prefix: bins of the table move for that window alone."""
+    method = Method(
+        levels=(
+            Level("global", owns=("*", "!video_table")),
+            Level("video", by="video", owns=("video_table",)),
+        ),
+        local=probe.local(batch=10, steps=1, prefix_share=0.9),
+    )
+    one = case(method)
+    found, wanted = one.update(0), replay(one, 0)
+    assert found.coverage["video_table"].sum() == 1
+    np.testing.assert_array_equal(found.coverage["video_table"][..., 0], wanted.bins)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 32, 100])
+def test_prefixes_take_their_share_of_batches_that_are_not_full(size: int) -> None:
+    places = scatter(size)
+    assert sorted(places.tolist()) == list(range(size))
+    part = places[: size // 4]
+    for count in range(1, size + 1):
+        assert abs((part < count).sum() - count * len(part) / size) <= 2
+        assert size < 2 or count < 2 or not set(range(count)) <= set(part.tolist())
+
+
+def test_weights() -> None:
+    windows = jnp.asarray([0, 1, 9])
+    assert weigh(Pooling("windows"), windows).tolist() == [0, 1, 9]
+    assert weigh(Pooling("equal"), windows).tolist() == [0, 1, 1]
+    assert weigh(Pooling("sqrt"), windows).tolist() == [0, 1, 3]
+
+
+def test_clipping_bounds_every_step() -> None:
+    method = Method(local=probe.local(steps=1, clip=0.01))
+    found = case(method).update(0)
+    norm = np.sqrt(sum((x**2).sum() for x in found.delta.values()))
+    assert norm == pytest.approx(LR * 0.01, rel=1e-4)
+
+
+def test_a_result_that_is_not_finite_is_emptied() -> None:
+    one = case(Method(local=probe.local(steps=2)))
+    rows = dict(one.states[0].rows)
+    rows["body"] = rows["body"].at[0, 0].set(jnp.inf)
+    task, arrays = one.sim.task, one.sim.federation.arrays
+    states = (one.states[0]._replace(rows=rows),)
+    client = Client(jnp.int32(0), jnp.asarray(True), KEY, None)
+    found = local_update(task, states, arrays, client, jnp.float32(LR))
+    assert not found.finite
+    assert not any(x.any() for x in found.delta.values())
+    assert not found.weight.any()
+    assert float(found.loss) == 0
