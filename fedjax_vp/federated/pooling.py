@@ -18,6 +18,7 @@ cross. (6) is exact for hard memberships, and a bound from above for soft ones.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,10 @@ from jaxtyping import Array, Float
 from fedjax_vp.federated import server, shrinkage
 from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState
 from fedjax_vp.models.base import Params
+
+
+Shapes = Mapping[str, Array | jax.ShapeDtypeStruct]
+"""Parameters of which only the shapes matter."""
 
 
 class Unit(NamedTuple):
@@ -72,12 +77,12 @@ def block_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size if axis < blocks else 1 for axis, size in enumerate(shape))
 
 
-def zeros(layout: Layout, params: Params) -> Totals:
+def zeros(layout: Layout, params: Shapes) -> Totals:
     """Empty sums for a model of these leaves."""
     weight = {n: jnp.zeros(block_shape(n, p.shape)) for n, p in params.items()}
     stat = {n: shrinkage.stat_shape(n, p.shape) for n, p in params.items()}
 
-    def stack(names: tuple[str, ...], size: tuple[int, ...], like: Params) -> Params:
+    def stack(names: tuple[str, ...], size: tuple[int, ...], like: Shapes) -> Params:
         return {n: jnp.zeros((*size, *like[n].shape)) for n in names}
 
     levels = []

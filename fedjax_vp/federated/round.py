@@ -193,7 +193,7 @@ def _deal(sim: Simulator, cohort: participation.Cohort, arrays: Arrays) -> parti
     return participation.Cohort(*(x[place] for x in cohort))
 
 
-def _sharded(sim: Simulator, params: Params) -> Callable[..., tuple[Totals, Any, Array, Array]]:
+def _sharded(sim: Simulator, params: pooling.Shapes) -> Callable[..., tuple[Totals, Any, Array, Array]]:
     """Trains a dealt cohort on all devices; sums come back whole, the clients' own outputs sharded."""
     task, layout = sim.task, sim.layout
 
@@ -256,7 +256,7 @@ def _units(task: Task, result: ClientResult, session: Int[Array, "client slot"])
     return units
 
 
-def _population(sim: Simulator, arrays: Arrays, params: Params) -> Params:
+def _population(sim: Simulator, arrays: Arrays, params: pooling.Shapes) -> Params:
     """Weight of all clients together, by leaf: each weighs as it does when it takes part."""
     clients = jnp.arange(sim.federation.num_clients)
     windows = client_windows(arrays, clients) if sim.task.mixed else arrays.train.count
