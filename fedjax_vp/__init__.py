@@ -19,7 +19,17 @@ _MODULE_OF = {
 }
 _SUBMODULES = ("algorithms", "data", "geometry", "models")
 
-__all__ = ["Config", "RunResult", "UserError", "algorithms", "data", "geometry", "load_config", "models", "run"]
+__all__ = [
+    "Config",
+    "RunResult",
+    "UserError",
+    "algorithms",
+    "data",
+    "geometry",
+    "load_config",
+    "models",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

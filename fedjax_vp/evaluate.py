@@ -196,30 +196,44 @@ def evaluate(
     return Evaluation(session, now_s.astype(np.float32), error, tiles)
 
 
-def examples(forecaster: Forecaster, state: Any, sim: Simulator, most: int = 6) -> dict[str, np.ndarray]:
-    """A few test windows, one from each of `most` sessions spread over the federation, with their forecasts.
+def forecast(
+    forecaster: Forecaster, state: Any, sim: Simulator, session: np.ndarray, now: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Forecasts of chosen windows themselves, for maps and for errors other than angles.
+
+    Args:
+        forecaster: what predicts.
+        state: the forecaster's state.
+        sim: for the arrays and window lengths.
+        session: int [window] session of each window.
+        now: int [window] index of its last observed sample.
 
     Returns:
-        past [n, history, 3], true and predicted [n, horizon, 3] unit vectors; session and now_s [n].
+        past [window, history, 3], true and predicted [window, horizon, 3] unit vectors; session and now_s.
     """
     arrays, shape = sim.federation.arrays, sim.federation.shape
-    count = np.asarray(arrays.test.count)
-    sessions = np.flatnonzero(count)
-    sessions = sessions[np.linspace(0, len(sessions) - 1, min(most, len(sessions))).astype(int)]
-    now = np.asarray(arrays.test.now)[sessions, count[sessions] // 2]
 
     @jax.jit
-    def show(state: Any, arrays: Arrays, sessions: Array, now: Array) -> tuple[Array, Array, Array]:
-        inputs, target = gather(arrays, shape, sessions, now)
+    def show(state: Any, arrays: Arrays, session: Array, now: Array) -> tuple[Array, Array, Array]:
+        inputs, target = gather(arrays, shape, session, now)
 
-        def one(session: Array, inputs: Inputs) -> Array:
-            model = forecaster.model_of(state, arrays, session)
-            return forecaster.predict(model, jax.tree.map(lambda x: x[None], inputs))[0]
+        def one(item: tuple[Array, Inputs]) -> Array:
+            model = forecaster.model_of(state, arrays, item[0])
+            return forecaster.predict(model, jax.tree.map(lambda x: x[None], item[1]))[0]
 
-        return inputs.past, target, jax.lax.map(lambda x: one(*x), (sessions, inputs))
+        return inputs.past, target, jax.lax.map(one, (session, inputs))
 
-    past, true, predicted = jax.device_get(
-        show(state, arrays, jnp.asarray(sessions, jnp.int32), jnp.asarray(now))
-    )
-    now_s = np.asarray(arrays.t0)[sessions] + now / shape.rate_hz
-    return {"past": past, "true": true, "predicted": predicted, "session": sessions, "now_s": now_s}
+    chosen = jnp.asarray(session, jnp.int32), jnp.asarray(now, jnp.int32)
+    past, true, predicted = jax.device_get(show(state, arrays, *chosen))
+    now_s = np.asarray(arrays.t0)[session] + now / shape.rate_hz
+    return {"past": past, "true": true, "predicted": predicted, "session": session, "now_s": now_s}
+
+
+def examples(forecaster: Forecaster, state: Any, sim: Simulator, most: int = 6) -> dict[str, np.ndarray]:
+    """`forecast` of one test window from each of `most` sessions spread over the federation."""
+    windows = sim.federation.arrays.test
+    count = np.asarray(windows.count)
+    session = np.flatnonzero(count)
+    session = session[np.linspace(0, len(session) - 1, min(most, len(session))).astype(int)]
+    now = np.asarray(windows.now)[session, count[session] // 2]
+    return forecast(forecaster, state, sim, session, now)

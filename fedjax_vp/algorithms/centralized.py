@@ -23,7 +23,7 @@ CENTRALIZED = Recipe(
             "lr": 1e-3,
             "schedule": {"kind": "cosine"},
             "batch": 512,
-            "steps": 40,
+            "steps": 25,
             "keep_state": True,
         },
     },

@@ -9,10 +9,10 @@ hierarchy with one level, `global`, that owns every parameter and is not shrunk.
 
 from __future__ import annotations
 
-from fedjax_vp.algorithms.recipe import Recipe
+from fedjax_vp.algorithms.recipe import COHORT, LOCAL_SGD, Recipe
 
 FEDAVG = Recipe(
     name="fedavg",
     title="averaging of locally trained models (McMahan et al. 2017)",
-    settings={"local": {"optimizer": "sgd", "lr": 0.1, "batch": 32, "steps": 8}},
+    settings={"local": LOCAL_SGD, "participation": COHORT},
 )

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedjax_vp.algorithms.recipe import Recipe
+from fedjax_vp.algorithms.recipe import COHORT, LOCAL_SGD, Recipe
 
 
 def _settings(**server: Any) -> dict[str, Any]:
     return {
-        "levels": [{"name": "global", "server": server}],
-        "local": {"optimizer": "sgd", "lr": 0.1, "batch": 32, "steps": 8},
+        "levels": [{"name": "global", "server": {"tau": 1e-4, "schedule": {"kind": "cosine"}, **server}}],
+        "local": {**LOCAL_SGD, "lr": 0.2},
+        "participation": COHORT,
     }
 
 
@@ -34,10 +35,10 @@ FEDADAGRAD = Recipe(
 FEDYOGI = Recipe(
     name="fedyogi",
     title="FedAvg with Yogi on the server (Reddi et al. 2021)",
-    settings=_settings(kind="yogi", lr=3e-3),
+    settings=_settings(kind="yogi", lr=2e-3),
 )
 FEDADAM = Recipe(
     name="fedadam",
     title="FedAvg with Adam on the server (Reddi et al. 2021)",
-    settings=_settings(kind="adam", lr=3e-3),
+    settings=_settings(kind="adam", lr=2e-3),
 )

@@ -11,10 +11,10 @@ the moved weights with server rate 1 is (2).
 
 from __future__ import annotations
 
-from fedjax_vp.algorithms.recipe import Recipe
+from fedjax_vp.algorithms.recipe import COHORT, LOCAL_SGD, Recipe
 
 FEDSGD = Recipe(
     name="fedsgd",
     title="one full-batch gradient a round (McMahan et al. 2017)",
-    settings={"local": {"optimizer": "sgd", "lr": 0.5, "batch": 0, "steps": 1}},
+    settings={"local": {**LOCAL_SGD, "batch": 0, "steps": 1}, "participation": COHORT},
 )

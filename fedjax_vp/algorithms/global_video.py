@@ -12,7 +12,7 @@ every batch is predicted without the table, so that the network alone stays a go
 
 from __future__ import annotations
 
-from fedjax_vp.algorithms.recipe import Recipe
+from fedjax_vp.algorithms.recipe import COHORT, LOCAL_SGD, Recipe
 
 GLOBAL_VIDEO = Recipe(
     name="global_video",
@@ -20,10 +20,18 @@ GLOBAL_VIDEO = Recipe(
     settings={
         "levels": [
             {"name": "global", "owns": ["*", "!video_table"]},
-            {"name": "video", "by": "video", "owns": ["video_table"], "shrinkage": "auto"},
+            {
+                "name": "video",
+                "by": "video",
+                "owns": ["video_table"],
+                "shrinkage": "auto",
+                "progress": 0.02,
+                "server": {"kind": "adam", "lr": 0.03, "tau": 1e-4, "schedule": {"kind": "cosine"}},
+            },
         ],
-        "model": {"features": {"table": 4}},
-        "local": {"optimizer": "sgd", "lr": 0.1, "batch": 32, "steps": 8, "prefix_share": 0.25},
+        "model": {"features": {"table": 4, "table_at_s": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]}},
+        "local": {**LOCAL_SGD, "prefix_share": 0.5},
+        "participation": COHORT,
         "mixing": {"kind": "mixture"},
     },
 )

@@ -8,7 +8,7 @@ takes the client's own result. A user without training windows keeps the initial
 
 from __future__ import annotations
 
-from fedjax_vp.algorithms.recipe import Recipe
+from fedjax_vp.algorithms.recipe import LOCAL_SGD, Recipe
 
 LOCAL_ONLY = Recipe(
     name="local_only",
@@ -16,6 +16,7 @@ LOCAL_ONLY = Recipe(
     settings={
         "client": "user",
         "levels": [{"name": "user", "by": "user"}],
-        "local": {"optimizer": "sgd", "lr": 0.1, "batch": 32, "steps": 8},
+        "local": {**LOCAL_SGD, "lr": 0.1, "steps": 8},
+        "participation": {"kind": "all"},
     },
 )

@@ -8,14 +8,15 @@ model of its own has almost nothing to learn about a video. An unseen video gets
 
 from __future__ import annotations
 
-from fedjax_vp.algorithms.recipe import Recipe
+from fedjax_vp.algorithms.recipe import COHORT, LOCAL_SGD, Recipe
 
 PER_VIDEO = Recipe(
     name="per_video",
     title="one model per video",
     settings={
         "levels": [{"name": "video", "by": "video"}],
-        "model": {"features": {"table": 4}},
-        "local": {"optimizer": "sgd", "lr": 0.1, "batch": 32, "steps": 8},
+        "model": {"features": {"table": 4, "table_at_s": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]}},
+        "local": LOCAL_SGD,
+        "participation": COHORT,
     },
 )

@@ -21,3 +21,19 @@ class Recipe:
     name: str
     title: str
     settings: Mapping[str, Any]
+
+
+LOCAL_SGD: Mapping[str, Any] = {
+    "optimizer": "sgd",
+    "lr": 1.0,
+    "batch": 32,
+    "steps": 4,
+    "schedule": {"kind": "cosine", "final": 0.05},
+}
+"""Local work that suits the great-circle loss, whose gradient stays small: few large steps in a large cohort.
+
+Chosen on unseen users of Jin et al. and David et al.: 4 steps of 128 clients at rate 1, falling to a twentieth,
+come within 3 % of centralized training from 1 s on; 8 steps of 64 clients drift further apart.
+"""
+
+COHORT: Mapping[str, Any] = {"kind": "uniform", "clients": 128}
