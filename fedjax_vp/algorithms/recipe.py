@@ -32,8 +32,8 @@ LOCAL_SGD: Mapping[str, Any] = {
 }
 """Local work that suits the great-circle loss, whose gradient stays small: few large steps in a large cohort.
 
-Chosen on unseen users of Jin et al. and David et al.: 4 steps of 128 clients at rate 1, falling to a twentieth,
-come within 3 % of centralized training from 1 s on; 8 steps of 64 clients drift further apart.
+Chosen on unseen users of Jin et al. and David et al.: 4 steps of 128 clients at rate 1, falling to a
+twentieth, come within 3 % of centralized training from 1 s on; 8 steps of 64 clients drift further apart.
 """
 
 COHORT: Mapping[str, Any] = {"kind": "uniform", "clients": 128}
