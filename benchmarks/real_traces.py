@@ -2,8 +2,8 @@
 
     python benchmarks/real_traces.py --out runs/real_traces [--sets jin wu david avtrack] [--seeds 0]
 
-Run it again with the same folder and finished runs are reused, interrupted ones go on. The data sets must have been
-imported (`fedjax-vp data import NAME PATH`). Writes `real_traces.json` and `real_traces.md` into the folder.
+Run it again with the same folder and finished runs are reused, interrupted ones go on. The data sets must have
+been imported (`fedjax-vp data import NAME PATH`). Writes `real_traces.json` and `real_traces.md` into the folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ SETS = ("jin", "wu", "david", "avtrack")
 
 def main() -> None:
     """Runs what is missing, then writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/real_traces"))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--seeds", default="0", help="such as 0,1,2")
@@ -56,7 +58,11 @@ def table(name: str, runs: dict[str, list[dict[str, Any]]]) -> str:
         errors = [one["error_deg"]["mean"] for one in runs.get(method, [])]
         if errors:
             rows[method] = [sum(column) / len(column) for column in zip(*errors, strict=True)]
-    head = [f"{name}, {first['num_windows']} windows", *(f"{h:g} s" for h in first["horizons_s"]), "train (s)"]
+    head = [
+        f"{name}, {first['num_windows']} windows",
+        *(f"{h:g} s" for h in first["horizons_s"]),
+        "train (s)",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for method, errors in rows.items():
         cells = [f"{e:.2f} ({e / s:.3f})" for e, s in zip(errors, still, strict=True)]
