@@ -2,8 +2,9 @@
 
     python benchmarks/real_traces.py --out runs/real_traces [--sets jin wu david avtrack] [--seeds 0]
 
-Run it again with the same folder and finished runs are reused, interrupted ones go on. The data sets must have
-been imported (`fedjax-vp data import NAME PATH`). Writes `real_traces.json` and `real_traces.md` into the folder.
+Run it again with the same folder and finished runs are reused, interrupted ones go on. The data sets must
+have been imported (`fedjax-vp data import NAME PATH`). Writes `real_traces.json` and `real_traces.md` into
+the folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contract of a round, over every recipe: signatures, one trace, finite values, and a state that keeps."""
+"""The contract of a round, over every recipe: signatures, one trace, finite values, a state that keeps."""
 
 from __future__ import annotations
 
