@@ -30,6 +30,7 @@ class Checkpoints:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._manager = None
+        self._damaged: set[int] = set()  # steps that could not be read: written anew when they are reached
         if folder is not None:
             import orbax.checkpoint as ocp  # slow to import
 
@@ -39,8 +40,11 @@ class Checkpoints:
 
     def save(self, round_index: int, state: Any, log: dict[str, Any]) -> None:
         """Writes a checkpoint after `round_index` rounds; a second one of the same round is not written."""
-        if self._manager is None or round_index in self._manager.all_steps():
+        if self._manager is None or round_index in self._whole():
             return
+        if round_index in self._damaged:
+            self._manager.delete(round_index)
+            self._damaged.remove(round_index)
         import orbax.checkpoint as ocp
 
         args = ocp.args.Composite(state=ocp.args.StandardSave(_leaves(state)), log=ocp.args.JsonSave(log))
@@ -67,6 +71,7 @@ class Checkpoints:
             try:
                 found = self._manager.restore(step, args=args)
             except (OSError, ValueError, KeyError):  # half written, or damaged since: take the one before
+                self._damaged.add(step)
                 continue
             if {n: (x.shape, x.dtype) for n, x in found["state"].items()} != {
                 n: (x.shape, x.dtype) for n, x in wanted.items()
@@ -80,8 +85,11 @@ class Checkpoints:
         return None
 
     def last_round(self) -> int | None:
-        """Round of the newest checkpoint."""
-        return None if self._manager is None else self._manager.latest_step()
+        """Round of the newest checkpoint that is not known to be damaged."""
+        return max(self._whole(), default=None)
+
+    def _whole(self) -> set[int]:
+        return set() if self._manager is None else set(self._manager.all_steps()) - self._damaged
 
     def close(self) -> None:
         """Ends the manager's threads."""

@@ -41,6 +41,11 @@ def test_a_leaf_that_nobody_owns_is_refused() -> None:
         pools.case((Level("global", owns=("body", "head/*")),))
 
 
+def test_a_level_that_owns_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="levels: video owns nothing.* like video_tabel"):
+        pools.case((Level("global"), Level("video", by="video", owns=("video_tabel",))))
+
+
 def test_groups_of_one_and_of_joint_labels() -> None:
     assert levels.grouping(pools.LABELS, "").num_groups == 1
     video = levels.grouping(pools.LABELS, "video")

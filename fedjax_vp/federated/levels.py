@@ -117,6 +117,12 @@ def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_
     orphans = [n for n in leaves if not any(n in names for names in owned)]
     if orphans:
         raise UserError(f"levels: nobody owns {orphans[0]!r}; add it to the owns of a level")
+    for level, names in zip(method.levels, owned, strict=True):
+        if not names:
+            raise UserError(
+                f"levels: {level.name} owns nothing: no parameter of this model is like "
+                f"{', '.join(level.owns) or 'nothing'}; change its owns or the model, or take the level out"
+            )
     used = client_of >= 0
     codes = [g.code[used] for g in groupings]
     relation = {
