@@ -131,7 +131,8 @@ class _Run:
     def __init__(self, problem: Problem, rounds: int, seed: int) -> None:
         self.problem, self.rounds = problem, rounds
         self.sim = rounds_of.simulator(problem.federation, problem.predictor, problem.method, problem.engine)
-        self.state = rounds_of.init(self.sim, jnp.int32(seed))
+        # Seeds go up to 2^32 - 1; the state holds the same 32 bits.
+        self.state = rounds_of.init(self.sim, jnp.asarray(np.uint32(seed).view(np.int32)))
         self.arrays = problem.federation.arrays
         self.numbers = rounds_of.hyper(problem.method, rounds)
         self.log: dict[str, Any] = {

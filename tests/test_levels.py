@@ -42,7 +42,7 @@ def test_a_leaf_that_nobody_owns_is_refused() -> None:
 
 
 def test_a_level_that_owns_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match="levels: video owns nothing.* like video_tabel"):
+    with pytest.raises(UserError, match=r"levels: video owns nothing.* like video_tabel"):
         pools.case((Level("global"), Level("video", by="video", owns=("video_tabel",))))
 
 

@@ -29,7 +29,6 @@ from fedjax_vp.federated import server, shrinkage
 from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState
 from fedjax_vp.models.base import Params
 
-
 Shapes = Mapping[str, Array | jax.ShapeDtypeStruct]
 """Parameters of which only the shapes matter."""
 

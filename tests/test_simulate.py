@@ -1,0 +1,203 @@
+"""The chunk loop: chunks, stops and resumed runs give every bit of the uninterrupted run."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import probe
+import pytest
+import toy
+
+from fedjax_vp import simulate as engine
+from fedjax_vp.errors import UserError
+from fedjax_vp.federated.federation import build
+from fedjax_vp.federated.settings import Adaptive, Engine, Evaluate, Level, Method, Mixing, Uniform
+from fedjax_vp.simulate import Interrupted, Outcome, Problem, simulate
+
+ROUNDS = 7
+TRACES = toy.traces()
+SPLIT = toy.split(TRACES)
+VALID = SPLIT.train & (np.arange(SPLIT.train.shape[1])[None, :] % 5 == 0)
+SPLIT = SPLIT._replace(train=SPLIT.train & ~VALID, valid=VALID)
+METHOD = Method(
+    levels=(
+        Level("global", server=Adaptive(lr=0.05)),
+        Level("video", by="video", owns=("head/*",), shrinkage="auto"),
+    ),
+    participation=Uniform(clients=5),
+    local=probe.local(batch=4, steps=2, optimizer="adam", keep_state=True, lr=0.05),
+    mixing=Mixing("mixture"),
+)
+
+
+def problem(method: Method = METHOD, chunk: int = ROUNDS, devices: int = 1, every: int = 4) -> Problem:
+    return Problem(
+        federation=build(TRACES, SPLIT, toy.SHAPE, method.client),
+        predictor=probe.predictor(),
+        method=method,
+        engine=Engine(devices=devices, chunk=chunk),
+        evaluate=Evaluate(horizons_s=(0.2, 0.6), tile_horizons_s=(0.4,), every=every, history_windows=2),
+        traces=TRACES,
+        split=SPLIT,
+    )
+
+
+def same(a: Outcome, b: Outcome) -> None:
+    """Every bit but times."""
+    for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert a.history == b.history
+    assert a.counters == b.counters
+    for x, y in zip(
+        jax.tree.leaves((a.evaluation, a.baselines, a.examples)),
+        jax.tree.leaves((b.evaluation, b.baselines, b.examples)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Outcome:
+    """One chunk, nothing kept."""
+    return simulate(problem(), ROUNDS, seed=3)
+
+
+def test_what_a_run_reports(whole: Outcome) -> None:
+    assert [entry["round"] for entry in whole.history] == [4, 7]
+    assert int(whole.state.round) == ROUNDS
+    counters = whole.counters
+    assert counters["num_params"] == 12
+    assert counters["num_clients"] == 12
+    assert counters["num_groups"] == {"global": 1, "video": 3}
+    # Five clients a round send all twelve numbers, 4 bytes each, up and down.
+    assert counters["bytes_up"] == counters["bytes_down"] == ROUNDS * 5 * 12 * 4
+    assert whole.history[0]["bytes_up"] == 4 * 5 * 12 * 4
+    assert counters["nonfinite_clients"] == 0
+    assert set(whole.baselines) == {"no_motion", "velocity"}
+    for found in whole.baselines.values():
+        np.testing.assert_array_equal(found.session, whole.evaluation.session)
+        np.testing.assert_array_equal(found.now_s, whole.evaluation.now_s)
+    assert len(whole.evaluation.session) == SPLIT.test.sum()
+    assert all(value >= 0 for value in whole.timings.values())
+    losses = [entry["loss"] for entry in whole.history]
+    assert losses[1] < losses[0]
+
+
+def test_a_run_in_chunks_that_is_stopped_and_resumed_is_the_whole_run(whole: Outcome, tmp_path: Path) -> None:
+    """Chunks of 2 until Ctrl-C after round 4, then chunks of 3: no bit differs."""
+    told: list[int] = []
+
+    def interrupt(facts: dict[str, Any]) -> None:
+        told.append(facts["round"])
+        if facts["round"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted) as stopped:
+        simulate(problem(chunk=2), ROUNDS, 3, tmp_path, reporter=interrupt)
+    assert (stopped.value.round, stopped.value.path, told) == (4, tmp_path, [2, 4])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # Ctrl-C is Ctrl-C again
+    again: list[int] = []
+    resumed = simulate(
+        problem(chunk=3),
+        ROUNDS,
+        3,
+        tmp_path,
+        resume=True,
+        reporter=lambda facts: again.append(facts["round"]),
+    )
+    assert again == [6, 7]
+    same(resumed, whole)
+    steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert steps == [6, 7]
+    finished = simulate(problem(chunk=3), ROUNDS, 3, tmp_path, resume=True)  # nothing is left to do
+    same(finished, whole)
+
+
+def test_two_devices_give_the_same_result(whole: Outcome) -> None:
+    other = simulate(problem(chunk=3, devices=2), ROUNDS, seed=3)
+    for x, y in zip(jax.tree.leaves(other.state), jax.tree.leaves(whole.state), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-4, rtol=2e-4)
+    np.testing.assert_allclose(other.evaluation.error_deg, whole.evaluation.error_deg, atol=0.05)
+    assert other.counters == whole.counters
+
+
+BROKEN = Method(local=probe.local(steps=4, lr=50.0))
+
+
+def test_a_diverging_run_names_the_round_and_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"diverged in round (\d+)") as caught:
+        simulate(problem(BROKEN, chunk=1, every=100), 20, 0, tmp_path)
+    broke = int(str(caught.value).split("round ")[1].split()[0])
+    assert broke > 1
+    assert f"the last good checkpoint is of round {broke - 1}" in str(caught.value)
+    steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert max(steps) == broke - 1
+
+
+def test_a_run_that_diverges_in_its_first_chunk_has_no_checkpoint_to_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no earlier checkpoint"):
+        simulate(problem(BROKEN, chunk=20, every=100), 20, 0, tmp_path)
+
+
+def test_a_resumed_run_of_another_method_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(facts: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    small = Method(levels=(Level("global"),), local=probe.local())
+    with pytest.raises(Interrupted):
+        simulate(problem(small, chunk=1, every=100), 3, 0, tmp_path, reporter=stop)
+    more = replace(small, levels=(Level("global"), Level("user", by="user")))
+    with pytest.raises(UserError, match="is of another model or method"):
+        simulate(problem(more, chunk=1, every=100), 3, 0, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "up", "down"),
+    [
+        # One head a user stays on the headset where a client is a user; three sessions share one download.
+        (
+            Method(
+                levels=(Level("global", owns=("body",)), Level("user", by="user", owns=("head/*",))),
+                client="user",
+            ),
+            4 * 3 * 4,
+            4 * 3 * 4,
+        ),
+        # A head for each video: a user of three videos sends three of them, and the body once.
+        (
+            Method(
+                levels=(Level("global", owns=("body",)), Level("video", by="video", owns=("head/*",))),
+                client="user",
+            ),
+            (4 * 3 + 12 * 9) * 4,
+            (4 * 3 + 12 * 9) * 4,
+        ),
+    ],
+    ids=["private heads", "heads of videos"],
+)
+def test_bytes_of_a_round_of_all_clients(method: Method, up: int, down: int) -> None:
+    run = engine._Run(problem(method), 1, 0)
+    log: dict[str, Callable | list] = run.log["rounds"]
+    log |= {
+        "loss": [0.0],
+        "invited": [4],
+        "reported": [4],
+        "nonfinite": [0],
+        "sessions_down": [12],
+        "sessions_up": [12],
+    }
+    assert run.traffic(1) == {"bytes_up": up, "bytes_down": down}
+
+
+def test_a_seed_beyond_31_bits(tmp_path: Path) -> None:
+    """Configs allow seeds up to 2^32 - 1."""
+    run = engine._Run(problem(), 1, 2**32 - 1)
+    other = engine._Run(problem(), 1, 2**31)
+    assert (run.state.levels[0].rows["body"] != other.state.levels[0].rows["body"]).all()
