@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from fedjax_vp import geometry
 
-STEPS, LEARNING_RATE = 300, 0.1
+STEPS, LEARNING_RATE = 100, 0.3
 
 
 def mix(
