@@ -3,7 +3,7 @@
     manifest.json    resolved config, versions, device, commit, fingerprint of the traces
     config.yaml      the resolved config with its paths; what a resumed run is made from
     summary.json     the config's own method; written last, so that its presence means "finished"
-    history.parquet  long form: round, horizon_s, error_deg, bytes_up, bytes_down
+    history.parquet  long form: round, horizon_s, error_deg, loss, bytes_up, bytes_down
     clients.parquet  session, user, video, windows, error_deg_<horizon>
     compare.parquet  long form: method, horizon_s, mean, median, p95, bytes_up, bytes_down, hurt_share
     examples.npz     some windows with their predictions

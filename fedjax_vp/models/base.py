@@ -62,9 +62,8 @@ def learned(network: nn.Module, features: Features, shape: WindowShape) -> Predi
     """Split a Flax network into a predictor in the yaw frame of the last observed direction.
 
     Args:
-        network: called on `past` [window, history, 3] and `context` [window, c], both seen in the yaw
-        frame. It
-            returns displacements in radians [window, 2 * horizon] (east, north of each sample in turn), or
+        network: called on `past` [window, history, 3] and `context` [window, c], both seen in the yaw frame.
+            It returns displacements in radians [window, 2 * horizon] (east, north of each sample in turn), or
             directions of that frame [window, horizon, 3].
         features: what the context holds.
         shape: of the windows.
