@@ -48,7 +48,7 @@ def measure(out: Path) -> dict[str, float]:
     traces, split = experiment.load_traces(config)
     trace, now = np.nonzero(split.test)
     rows = {f"no motion ({len(trace)} windows)": netllm_mae(traces, trace, now)}
-    evaluate = experiment.horizons(config)
+    evaluate = experiment.horizons(config, traces.rate_hz)
     for name, one in {**config.beside, config.algorithm: config}.items():
         problem = experiment.problem(one, traces, split, evaluate)
         with Progress(one.rounds, evaluate.horizons_s) as bar:

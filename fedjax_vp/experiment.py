@@ -19,6 +19,7 @@ from fedjax_vp.models import WindowShape
 from fedjax_vp.progress import Progress
 
 _GENERATED = (synthetic.Synthetic, synthetic.Planted)
+_SAMPLE_SLACK = 1e-3  # of a sample: what a horizon in decimal seconds may miss it by
 
 
 class RunResult(NamedTuple):
@@ -61,7 +62,7 @@ def run(
     if folder is not None and results.is_finished(folder):
         return read_back(folder)
     traces, split = load_traces(config)
-    evaluate = horizons(config)
+    evaluate = horizons(config, traces.rate_hz)
     compared = _compared(config, folder)
     if folder is not None and not (folder / results.MANIFEST).is_file():
         results.write_json(folder / results.MANIFEST, results.manifest(config, compared, traces))
@@ -130,24 +131,36 @@ def window_shape(config: Config, traces: TraceSet) -> WindowShape:
     return WindowShape(history, horizon, traces.rate_hz, traces.duration_s)
 
 
-def horizons(config: Config) -> Evaluate:
-    """What is measured: the default horizons end with the protocol's, others must lie within it.
+def horizons(config: Config, rate_hz: float) -> Evaluate:
+    """What is measured: horizons within the protocol's that end on a sample.
+
+    The default horizons that do not are left out; those that were asked for must.
+
+    Args:
+        config: Settings.
+        rate_hz: Samples a second of the traces.
 
     Raises:
-        UserError: A horizon lies beyond the protocol's.
+        UserError: A horizon lies beyond the protocol's or between two samples.
     """
     longest = config.protocol.horizon_s + 1e-6
     chosen = {}
     for key in ("horizons_s", "tile_horizons_s"):
         asked = getattr(config.evaluate, key)
-        within = tuple(h for h in asked if 0 < h <= longest)
-        if (within != asked and asked != getattr(Evaluate(), key)) or (key == "horizons_s" and not within):
+        usable = tuple(h for h in asked if h <= longest and _is_on_grid(h, rate_hz))
+        if (usable != asked and asked != getattr(Evaluate(), key)) or (key == "horizons_s" and not usable):
             raise UserError(
-                f"evaluate.{key} is {list(asked)}: give horizons within protocol.horizon_s, "
-                f"{config.protocol.horizon_s:g} s"
+                f"evaluate.{key} is {list(asked)}: give multiples of a sample, {1 / rate_hz:g} s at "
+                f"{rate_hz:g} Hz, within protocol.horizon_s, {config.protocol.horizon_s:g} s"
             )
-        chosen[key] = within
+        chosen[key] = usable
     return replace(config.evaluate, **chosen)
+
+
+def _is_on_grid(horizon_s: float, rate_hz: float) -> bool:
+    """Whether a horizon is a whole number of samples, at least one."""
+    samples = horizon_s * rate_hz
+    return round(samples) >= 1 and abs(samples - round(samples)) < _SAMPLE_SLACK
 
 
 def needless(config: Config, split: splits.Split) -> bool:

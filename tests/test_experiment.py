@@ -52,7 +52,7 @@ def test_windows_follow_rate_and_protocol(loaded: tuple[Config, TraceSet, splits
 def test_a_problem_is_ready_to_simulate(loaded: tuple[Config, TraceSet, splits.Split]) -> None:
     _, traces, split = loaded
     config = load_config(SMALL, algorithm="global_video", client="user")
-    problem = experiment.problem(config, traces, split, experiment.horizons(config))
+    problem = experiment.problem(config, traces, split, experiment.horizons(config, traces.rate_hz))
     params = problem.predictor.init(jax.random.key(0))
     assert "video_table" in params
     assert problem.federation.num_clients == 2  # even positions of four users train
@@ -62,11 +62,24 @@ def test_a_problem_is_ready_to_simulate(loaded: tuple[Config, TraceSet, splits.S
 
 def test_horizons_end_with_the_protocols() -> None:
     short = load_config(SMALL, **{"protocol.horizon_s": 3.0})
-    assert experiment.horizons(short).horizons_s == (0.2, 0.4, 1.0, 2.0, 3.0)
-    assert experiment.horizons(short).tile_horizons_s == (1.0, 2.0)
+    assert experiment.horizons(short, 5.0).horizons_s == (0.2, 0.4, 1.0, 2.0, 3.0)
+    assert experiment.horizons(short, 5.0).tile_horizons_s == (1.0, 2.0)
     for asked in ([1.0, 6.0], [0.0, 1.0], [-1.0]):
         with pytest.raises(UserError, match=r"evaluate\.horizons_s is \["):
-            experiment.horizons(load_config(SMALL, **{"evaluate.horizons_s": asked}))
+            experiment.horizons(load_config(SMALL, **{"evaluate.horizons_s": asked}), 5.0)
+
+
+def test_horizons_end_on_a_sample() -> None:
+    assert experiment.horizons(load_config(SMALL), 2.0).horizons_s == (1.0, 2.0, 3.0, 4.0, 5.0)
+    assert experiment.horizons(load_config(SMALL), 0.5).tile_horizons_s == (2.0, 4.0)
+    thirds = load_config(SMALL, **{"evaluate.horizons_s": [0.3333, 1.0]})
+    assert experiment.horizons(thirds, 3.0).horizons_s == (0.3333, 1.0)
+    for key, asked in (("horizons_s", [0.2, 1.0]), ("tile_horizons_s", [1.25])):
+        config = load_config(SMALL, **{f"evaluate.{key}": asked})
+        with pytest.raises(UserError, match=rf"evaluate\.{key} is \[.*0\.5 s at 2 Hz"):
+            experiment.horizons(config, 2.0)
+    with pytest.raises(UserError, match=r"evaluate\.horizons_s"):
+        experiment.horizons(load_config(SMALL), 0.1)
 
 
 def test_adapting_to_nothing_is_noticed(loaded: tuple[Config, TraceSet, splits.Split]) -> None:
