@@ -187,7 +187,9 @@ def _resolve(layers: list[Layer], algorithm: str) -> Config:
     try:
         return Config.model_validate(mapping)
     except ValidationError as error:
-        problem = error.errors()[0]
+        problems = error.errors()
+        # Of a union's complaints, the one that a settings class made itself is of the kind asked for.
+        problem = next((one for one in problems if one["type"] == "value_error"), problems[0])
         message = problem["msg"].removeprefix("Value error, ")
         raise UserError(f"{layers[0].source}: {message}") from error
 

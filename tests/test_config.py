@@ -137,6 +137,10 @@ def test_the_resolved_mapping_survives_a_file(tmp_path: Path) -> None:
     assert load_config(tmp_path / "resolved.yaml") == config
 
 
+def _server(**settings: object) -> dict[str, object]:
+    return {"levels": [{"name": "g", "server": settings}]}
+
+
 def test_configs_are_frozen_and_closed() -> None:
     config = load_config({})
     with pytest.raises(ValueError, match="frozen"):
@@ -169,6 +173,26 @@ def test_configs_are_frozen_and_closed() -> None:
         ({"levels": [{"name": "g"}, {"name": "g"}]}, r"share a name"),
         ({"levels": [{"name": "g", "shrinkage": 2}]}, r"shrinkage is 2"),
         ({"participation": {"kind": "uniform", "clients": 0}}, r"participation\.clients is 0"),
+        ({"local": {"lr": 0}}, r"local\.lr is 0\.0: give a number above 0"),
+        ({"local": {"lr": float("nan")}}, r"local\.lr is nan"),
+        ({"local": {"clip": 0}}, r"local\.clip is 0\.0: give a norm above 0, or null"),
+        ({"local": {"momentum": 1}}, r"local\.momentum is 1\.0: give a number in \[0, 1\)"),
+        ({"local": {"momentum": 0.5, "optimizer": "adam"}}, r"local\.momentum is 0\.5, which adam"),
+        ({"adapt": {"steps": -1}}, r"adapt\.steps is -1"),
+        ({"adapt": {"lr": float("inf")}}, r"adapt\.lr is inf: give a number above 0"),
+        ({"adapt": {"batch": 0}}, r"adapt\.batch is 0: give at least 1"),
+        (_server(lr=-1), r"server\.lr is -1\.0: give a number above 0"),
+        (_server(momentum=1), r"server\.momentum is 1\.0"),
+        (_server(kind="adam", lr=0), r"server\.lr is 0\.0"),
+        (_server(kind="adam", beta1=-0.1), r"server\.beta1 is -0\.1: give a number in \[0, 1\)"),
+        (_server(kind="yogi", beta2=1), r"server\.beta2 is 1\.0"),
+        (_server(kind="adagrad", tau=0), r"server\.tau is 0\.0: give a number above 0"),
+        (_server(kind="optax", lr=0), r"server\.lr is 0\.0"),
+        ({"evaluate": {"every": 0}}, r"evaluate\.every is 0: give at least 1 round"),
+        ({"evaluate": {"history_windows": 0}}, r"evaluate\.history_windows is 0: give at least 1"),
+        ({"evaluate": {"grid": [0, 12]}}, r"evaluate\.grid is \[0, 12\]"),
+        ({"evaluate": {"horizons_s": [0, 1]}}, r"evaluate\.horizons_s is \[0\.0, 1\.0\]: give seconds"),
+        ({"evaluate": {"tile_horizons_s": [-1]}}, r"evaluate\.tile_horizons_s is \[-1\.0\]"),
         ({"evaluate": {"horizons_s": "all"}}, r"^evaluate\.horizons_s is 'all' .*give a list of numbers"),
     ],
 )

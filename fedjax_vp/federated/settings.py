@@ -5,6 +5,7 @@ Every default of the engine stands here and nowhere else. The field names are th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,14 @@ from fedjax_vp.models.losses import GreatCircle, LossSettings
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _require_rate(lr: float, where: str) -> None:
+    _require(math.isfinite(lr) and lr > 0, f"{where}.lr is {lr}: give a number above 0")
+
+
+def _require_share(value: float, where: str) -> None:
+    _require(0 <= value < 1, f"{where} is {value}: give a number in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,10 @@ class Average:
     momentum: float = 0.0
     schedule: Schedule = field(default_factory=Schedule)
 
+    def __post_init__(self) -> None:
+        _require_rate(self.lr, "levels: server")
+        _require_share(self.momentum, "levels: server.momentum")
+
 
 @dataclass(frozen=True)
 class Adaptive:
@@ -50,6 +63,15 @@ class Adaptive:
     tau: float = 1e-3
     schedule: Schedule = field(default_factory=Schedule)
 
+    def __post_init__(self) -> None:
+        _require_rate(self.lr, "levels: server")
+        _require_share(self.beta1, "levels: server.beta1")
+        _require_share(self.beta2, "levels: server.beta2")
+        _require(
+            math.isfinite(self.tau) and self.tau > 0,
+            f"levels: server.tau is {self.tau}: give a number above 0",
+        )
+
 
 @dataclass(frozen=True)
 class Optax:
@@ -60,6 +82,9 @@ class Optax:
     lr: float = 1.0
     options: dict[str, float] = field(default_factory=dict)
     schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        _require_rate(self.lr, "levels: server")
 
 
 ServerOptimizer = Average | Adaptive | Optax
@@ -73,7 +98,7 @@ class Level:
     several joined by "*" ("video*user_category": user category within the video), or "" for one row for all.
     `owns` are shell patterns over parameter leaves; a leading "!" takes out ("*", "!video_table").
     `shrinkage` is partial pooling (1 plain averaging, 0 deletes the level, "auto" empirical Bayes) and
-    `progress` the share h of the way to its optimum that one round covers (DESIGN: pooling).
+    `progress` the share h of the way to its optimum that one round covers (docs/levels.md).
     `period`: pools every so many rounds (0: never by itself); `absorb`: every so many rounds the rows'
     weighted mean moves up to the level above and the rows return to zero (HierFAVG's cloud step; 0: never).
     """
@@ -92,6 +117,10 @@ class Level:
         where = f"levels: {self.name}"
         if not isinstance(self.shrinkage, str):
             _require(0 <= self.shrinkage <= 1, f"{where}.shrinkage is {self.shrinkage}: give [0, 1] or auto")
+        _require(
+            self.shrinkage != "auto" or self.denominator == "group",
+            f"{where}.shrinkage: auto needs the groups' own means; set denominator to group",
+        )
         _require(0 < self.progress <= 1, f"{where}.progress is {self.progress}: give a share in (0, 1]")
         _require(self.period >= 0 and self.absorb >= 0, f"{where}: period and absorb count rounds, from 0 up")
 
@@ -118,6 +147,16 @@ class Local:
     prefix_share: float = 0.0
 
     def __post_init__(self) -> None:
+        _require_rate(self.lr, "local")
+        _require_share(self.momentum, "local.momentum")
+        _require(
+            self.optimizer != "adam" or not self.momentum,
+            f"local.momentum is {self.momentum}, which adam does not take: leave it out, or use optimizer sgd",
+        )
+        _require(
+            self.clip is None or (math.isfinite(self.clip) and self.clip > 0),
+            f"local.clip is {self.clip}: give a norm above 0, or null for none",
+        )
         _require(self.batch >= 0, f"local.batch is {self.batch}: give a number of windows, 0 for all")
         _require(self.steps >= 1, f"local.steps is {self.steps}: give at least 1")
         _require(self.epochs is None or self.epochs > 0, f"local.epochs is {self.epochs}: give more than 0")
@@ -188,6 +227,11 @@ class Adapt:
     on: Literal["adapt", "train"] = "adapt"
     owns: tuple[str, ...] = ("*",)
 
+    def __post_init__(self) -> None:
+        _require(self.steps >= 0, f"adapt.steps is {self.steps}: give 0 (no adaptation) or more")
+        _require_rate(self.lr, "adapt")
+        _require(self.batch >= 1, f"adapt.batch is {self.batch}: give at least 1 window")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -235,3 +279,19 @@ class Evaluate:
     grid: tuple[int, int] = (6, 12)
     every: int = 25  # rounds between evaluations on the way, on `history_windows` windows a session
     history_windows: int = 8
+
+    def __post_init__(self) -> None:
+        for key in ("horizons_s", "tile_horizons_s"):
+            asked = getattr(self, key)
+            _require(
+                all(math.isfinite(h) and h > 0 for h in asked),
+                f"evaluate.{key} is {list(asked)}: give seconds above 0",
+            )
+        _require(
+            min(self.grid) >= 1, f"evaluate.grid is {list(self.grid)}: give at least 1 row and 1 column"
+        )
+        _require(self.every >= 1, f"evaluate.every is {self.every}: give at least 1 round")
+        _require(
+            self.history_windows >= 1,
+            f"evaluate.history_windows is {self.history_windows}: give at least 1 window a session",
+        )
