@@ -70,7 +70,8 @@ def run(
     with Progress(config.rounds, evaluate.horizons_s, enabled=progress) as bar:
         for name, one in {**compared, config.algorithm: config}.items():
             if needless(one, split):
-                bar.note(f"{name} adapts to nothing: no tested session has {one.adapt.on} windows")
+                phases = " or ".join(_adapted_on(one))
+                bar.note(f"{name} adapts to nothing: no tested session has {phases} windows")
             place = folder if folder is None or one is config else results.beside(folder, name)
             outcomes[name] = simulate.simulate(
                 problem(one, traces, split, evaluate), one.rounds, one.seed, place, resume, bar.reporter(name)
@@ -166,7 +167,14 @@ def _is_on_grid(horizon_s: float, rate_hz: float) -> bool:
 def needless(config: Config, split: splits.Split) -> bool:
     """Whether the config adapts to windows of tested sessions and there are none."""
     tested = split.test.any(axis=1)
-    return config.adapt.steps > 0 and not getattr(split, config.adapt.on)[tested].any()
+    return config.adapt.steps > 0 and not any(
+        getattr(split, phase)[tested].any() for phase in _adapted_on(config)
+    )
+
+
+def _adapted_on(config: Config) -> tuple[str, ...]:
+    """Phases whose windows the config may adapt to."""
+    return ("train", "adapt") if config.adapt.on == "auto" else (config.adapt.on,)
 
 
 def problem(config: Config, traces: TraceSet, split: splits.Split, evaluate: Evaluate) -> simulate.Problem:

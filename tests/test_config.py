@@ -178,6 +178,7 @@ def test_configs_are_frozen_and_closed() -> None:
         ({"local": {"clip": 0}}, r"local\.clip is 0\.0: give a norm above 0, or null"),
         ({"local": {"momentum": 1}}, r"local\.momentum is 1\.0: give a number in \[0, 1\)"),
         ({"local": {"momentum": 0.5, "optimizer": "adam"}}, r"local\.momentum is 0\.5, which adam"),
+        ({"adapt": {"on": "trian"}}, r"^adapt\.on is 'trian'"),
         ({"adapt": {"steps": -1}}, r"adapt\.steps is -1"),
         ({"adapt": {"lr": float("inf")}}, r"adapt\.lr is inf: give a number above 0"),
         ({"adapt": {"batch": 0}}, r"adapt\.batch is 0: give at least 1"),

@@ -82,13 +82,34 @@ def test_horizons_end_on_a_sample() -> None:
         experiment.horizons(load_config(SMALL), 0.1)
 
 
-def test_adapting_to_nothing_is_noticed(loaded: tuple[Config, TraceSet, splits.Split]) -> None:
-    _, traces, split = loaded
-    finetune = load_config(SMALL, algorithm="finetune")
-    assert experiment.needless(finetune, split)
+@pytest.mark.parametrize(
+    ("on", "protocol", "needless"),
+    [
+        ("auto", {}, True),
+        ("auto", {"adapt_s": 10.0, "horizon_s": 2.0}, False),
+        ("auto", {"kind": "within_session"}, False),
+        ("train", {"adapt_s": 10.0, "horizon_s": 2.0}, True),
+        ("adapt", {"adapt_s": 10.0, "horizon_s": 2.0}, False),
+        ("adapt", {"kind": "within_session"}, True),
+    ],
+)
+def test_adapting_to_nothing_is_noticed(
+    on: str, protocol: dict[str, Any], needless: bool, loaded: tuple[Config, TraceSet, splits.Split]
+) -> None:
+    _, traces, _ = loaded
+    config = load_config(SMALL, algorithm="finetune", adapt={"on": on}, protocol=protocol)
+    split = splits.split(traces, config.protocol)
+    assert experiment.needless(config, split) == needless
     assert not experiment.needless(load_config(SMALL), split)
-    within = load_config(SMALL, algorithm="finetune", protocol="within_session")
-    assert not experiment.needless(within, splits.split(traces, within.protocol))
+
+
+def test_the_note_names_the_windows_that_are_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(simulate, "simulate", stand_in.simulate)
+    fvp.run(load_config(SMALL, algorithm="finetune", adapt={"on": "auto"}))
+    note = " ".join(capsys.readouterr().err.split())
+    assert "finetune adapts to nothing: no tested session has train or adapt windows" in note
 
 
 def test_python_users_get_a_result_without_a_folder(

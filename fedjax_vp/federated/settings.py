@@ -219,12 +219,16 @@ class Mixing:
 
 @dataclass(frozen=True)
 class Adapt:
-    """Local steps before evaluation: on a session's `adapt` windows (unseen) or its own `train` windows."""
+    """Local steps before evaluation, on windows of the session itself.
+
+    `on`: its `train` windows (known sessions), its `adapt` windows (unseen ones), or `auto`: the train
+    windows where the session has any, else the adapt windows.
+    """
 
     steps: int = 0
     lr: float = 0.05
     batch: int = 32
-    on: Literal["adapt", "train"] = "adapt"
+    on: Literal["auto", "adapt", "train"] = "auto"
     owns: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
