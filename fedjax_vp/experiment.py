@@ -93,10 +93,14 @@ def run(
 
 
 def _compared(config: Config, folder: Path | None) -> dict[str, Config]:
-    """Configs of the compared methods; those of a run that is resumed are read from its folder."""
+    """Configs of the compared methods; those of a run that is resumed are read from its folder.
+
+    The engine lays out the computation and may change on resuming, for all of them.
+    """
     if folder is None:
         return config.beside
-    return {name: load_config(results.beside(folder, name) / results.CONFIG) for name in config.beside}
+    kept = {name: load_config(results.beside(folder, name) / results.CONFIG) for name in config.beside}
+    return {name: one.model_copy(update={"engine": config.engine}) for name, one in kept.items()}
 
 
 def read_back(folder: Path) -> RunResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import hashlib
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -407,6 +408,19 @@ def test_compare_command_runs_configs_for_each_seed(tmp_path: Path, monkeypatch:
         "velocity",
     ]
     assert frame.filter(pl.col("method") == "other")["hurt_share"].to_list() == [0.0] * 3
+
+
+def test_compare_command_prepares_devices_for_all_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fake_run(config: Any, out: Path, *, resume: bool) -> None:
+        assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=5"
+        write_run(out, config.name, 0.9)
+
+    monkeypatch.setattr("fedjax_vp.experiment.run", fake_run)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    for devices in (1, 5):
+        (tmp_path / f"on{devices}.yaml").write_text(f"engine: {{devices: {devices}}}\n", "utf-8")
+    runs = compare_command.collect([str(tmp_path / f"on{n}.yaml") for n in (1, 5)], None, tmp_path / "out")
+    assert list(runs) == ["on1", "on5"]
 
 
 def test_collect_groups_seeds_of_one_config(tmp_path: Path):

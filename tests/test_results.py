@@ -16,6 +16,7 @@ import stand_in
 from fedjax_vp import experiment, results, simulate
 from fedjax_vp.config import Config, load_config
 from fedjax_vp.errors import UserError
+from fedjax_vp.federated.settings import Engine
 
 FIELDS = {
     *(
@@ -197,10 +198,21 @@ def test_a_folder_is_not_used_twice(config: Config, tmp_path: Path) -> None:
         run(config.model_copy(update={"rounds": 5}), tmp_path / "run", resume=True)
 
 
-def test_the_layout_of_the_computation_may_change_on_resume(config: Config, tmp_path: Path) -> None:
+def test_the_layout_of_the_computation_may_change_on_resume(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(config, tmp_path / "run")
-    engine = config.engine.__class__(client_block=3)
-    assert run(config.model_copy(update={"engine": engine}), tmp_path / "run", resume=True).summary
+    (tmp_path / "run" / results.SUMMARY).unlink()
+    engine = Engine(client_block=3)
+    seen: list[Engine] = []
+
+    def spy(problem: Any, *rest: Any) -> Any:
+        seen.append(problem.engine)
+        return stand_in.simulate(problem, *rest)
+
+    monkeypatch.setattr(simulate, "simulate", spy)
+    run(config.model_copy(update={"engine": engine}), tmp_path / "run", resume=True)
+    assert seen == [engine, engine]  # the compared method's too
 
 
 def test_a_folder_that_cannot_be_written_is_named(config: Config, tmp_path: Path) -> None:

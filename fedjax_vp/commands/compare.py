@@ -76,6 +76,7 @@ def collect(targets: Sequence[str], seeds: Sequence[int] | None, out: Path) -> d
     """Runs by method: folders read, configs run (or their finished runs under ``out`` reused)."""
     from fedjax_vp import report
 
+    _prepare(targets)
     by_config: dict[str, list[RunFolder]] = {}
     label_of: dict[str, str] = {}
     for target in targets:
@@ -104,6 +105,15 @@ def parse_seeds(text: str | None) -> list[int] | None:
     if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
         raise UserError(f"--seeds {text}: give different whole numbers with commas between, such as 0,1,2")
     return [int(part) for part in parts]
+
+
+def _prepare(targets: Sequence[str]) -> None:
+    """Host devices for the most demanding config, before JAX starts with the first of them."""
+    from fedjax_vp.config import load_config
+    from fedjax_vp.environment import prepare_devices
+
+    configs = [load_config(target, compare=[]) for target in targets if not Path(target).is_dir()]
+    prepare_devices(max((config.engine.devices for config in configs), default=0))
 
 
 def _run_all(target: str, seeds: Sequence[int] | None, out: Path) -> list[Path]:

@@ -151,7 +151,7 @@ class Local:
         _require_share(self.momentum, "local.momentum")
         _require(
             self.optimizer != "adam" or not self.momentum,
-            f"local.momentum is {self.momentum}, which adam does not take: leave it out, or use optimizer sgd",
+            f"local.momentum is {self.momentum}, which adam does not take: leave it out or use sgd",
         )
         _require(
             self.clip is None or (math.isfinite(self.clip) and self.clip > 0),
