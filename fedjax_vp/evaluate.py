@@ -70,17 +70,21 @@ def own(sim: Simulator) -> Forecaster:
 def adapt(sim: Simulator, model: Params, state: State, arrays: Arrays, session: Int[Array, ""]) -> Params:
     """Local steps on a session's own windows before it is evaluated; without any it keeps its model."""
     settings, loss_fn = sim.method.adapt, sim.method.local.loss.build()
-    windows = getattr(arrays, settings.on)
-    count = windows.count[session]
+    phase = {"adapt": False, "train": True}.get(settings.on, arrays.train.count[session] > 0)
+    count = jnp.where(phase, arrays.train.count[session], arrays.adapt.count[session])
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), state.seed), session)
     free = {n for n in model if levels.owns(settings.owns, n)}
+
+    def now_of(picked: Array) -> tuple[Array, Array]:
+        phases = arrays.train.now[session], arrays.adapt.now[session]
+        return tuple(now[jnp.minimum(picked, now.shape[0] - 1)] for now in phases)
 
     def step(index: Array, params: Params) -> Params:
         picked = jax.random.randint(
             jax.random.fold_in(key, index), (settings.batch,), 0, jnp.maximum(count, 1)
         )
         inputs, target = gather(
-            arrays, sim.federation.shape, jnp.full(settings.batch, session), windows.now[session, picked]
+            arrays, sim.federation.shape, jnp.full(settings.batch, session), jnp.where(phase, *now_of(picked))
         )
         gradient = jax.grad(lambda p: jnp.mean(loss_fn(sim.task.predictor.apply(p, inputs), target)))(params)
         return {n: p - settings.lr * gradient[n] if n in free else p for n, p in params.items()}

@@ -69,9 +69,10 @@ class Progress:
                 known["loss"] = f"loss {float(facts['loss']):.4f}"
             if facts.get("error_deg") is not None:
                 known["error"] = f"{self._error_at} {float(facts['error_deg'][self._column]):.2f}°"
-            news = ", ".join(known.values())
+            stage = facts.get("stage")  # what is done beside the rounds: shown in the bar alone
+            news = stage or ", ".join(known.values())
             self._bars.update(bar, completed=int(facts["round"]), news=news)
-            if self._lines:
+            if self._lines and not stage:
                 line = f"{method}: round {int(facts['round'])} of {self._rounds}, {news}"
                 self._console.print(line, highlight=False, soft_wrap=True)
 

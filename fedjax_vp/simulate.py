@@ -101,9 +101,9 @@ def simulate(
                 reporter({"round": run.done, **run.news()})
                 if run.done % problem.engine.chunk == 0 or run.done == rounds or stop.is_set():
                     checkpoints.save(run.done, run.state, run.log)
-                if stop.is_set() and run.done < rounds:
+                if stop.is_set():
                     raise Interrupted(run.done, run_dir)
-        return run.outcome()
+        return run.outcome(reporter)
     finally:
         checkpoints.close()
 
@@ -116,8 +116,14 @@ def _graceful() -> Iterator[threading.Event]:
         yield stop
         return
     old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt  # asked twice: now
+        stop.set()
+
     for number in old:
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, ask)
     try:
         yield stop
     finally:
@@ -159,6 +165,7 @@ class _Run:
             chunk = jax.jit(rounds_of.make_chunk(self.sim, length), donate_argnums=0)
             self.chunk = chunk.lower(self.state, self.arrays, self.numbers, jnp.int32(1)).compile()
             self.log["timings"]["compile_s"] += time.perf_counter() - begun
+            begun = time.perf_counter()
         count = stop - self.done
         self.state, info = self.chunk(self.state, self.arrays, self.numbers, jnp.int32(count))
         info = jax.device_get(info)
@@ -204,12 +211,16 @@ class _Run:
             before = done
         return entries
 
-    def outcome(self) -> Outcome:
+    def outcome(self, reporter: Callable[[dict[str, Any]], None]) -> Outcome:
         """Measures everything on all test windows."""
+
+        def tick(done: int, total: int) -> None:
+            reporter({"round": self.done, "stage": f"measured {done} of {total} sessions"})
+
         begun = time.perf_counter()
         problem, federation = self.problem, self.problem.federation
         forecaster_state = (self.state, self.mixing(self.state))
-        found = evaluate(self.errors, forecaster_state, self.sim, self.arrays.test)
+        found = evaluate(self.errors, forecaster_state, self.sim, self.arrays.test, tick)
         baselines = {}
         for name, settings in BASELINES.items():
             forecaster = baseline(settings.build(federation.shape))

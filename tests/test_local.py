@@ -129,7 +129,7 @@ def replay(one: Case, client: int) -> Replay:
     leaves = list(probe.predictor(True).init(jax.random.key(0)))
     start = {n: compose(n, depth) for n in leaves}
     theta = {n: p.copy() for n, p in start.items()}
-    halves = {n: np.zeros_like(p) for n, p in start.items()}
+    parts = {n: [np.zeros_like(p), np.zeros_like(p)] for n, p in start.items()}  # even and odd steps
     visited, bins = np.zeros(len(session)), np.zeros((len(session), probe.BINS), bool)
     plan = batches.plan(KEY, local, fed, client_windows(fed.arrays, jnp.int32(client)))
     size = batches.batch_size(local, fed)
@@ -167,7 +167,10 @@ def replay(one: Case, client: int) -> Replay:
                 bins[row, np.floor(time + 1e-4).astype(int)] = True
         for n in leaves:
             theta[n] = theta[n] - LR * slope[n]
-            halves[n] = halves[n] - (LR if step % 2 == 0 else -LR) * slope[n]
+            parts[n][step % 2] = parts[n][step % 2] - LR * slope[n]
+    even, odd = -(-int(plan.steps) // 2), int(plan.steps) // 2
+    # The difference of the two halves' rates, at the variance of their sum.
+    halves = {n: np.sqrt(even * odd) * (a / max(even, 1) - b / max(odd, 1)) for n, (a, b) in parts.items()}
     return Replay({n: theta[n] - start[n] for n in leaves}, halves, visited, bins)
 
 

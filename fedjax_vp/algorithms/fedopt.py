@@ -21,8 +21,8 @@ from fedjax_vp.algorithms.recipe import COHORT, LOCAL_SGD, Recipe
 
 def _settings(**server: Any) -> dict[str, Any]:
     return {
-        "levels": [{"name": "global", "server": {"tau": 1e-4, "schedule": {"kind": "cosine"}, **server}}],
-        "local": {**LOCAL_SGD, "lr": 0.2},
+        "levels": [{"name": "global", "server": {"schedule": {"kind": "cosine"}, **server}}],
+        "local": LOCAL_SGD,
         "participation": COHORT,
     }
 
@@ -35,10 +35,10 @@ FEDADAGRAD = Recipe(
 FEDYOGI = Recipe(
     name="fedyogi",
     title="FedAvg with Yogi on the server (Reddi et al. 2021)",
-    settings=_settings(kind="yogi", lr=2e-3),
+    settings=_settings(kind="yogi", lr=5e-3),
 )
 FEDADAM = Recipe(
     name="fedadam",
     title="FedAvg with Adam on the server (Reddi et al. 2021)",
-    settings=_settings(kind="adam", lr=2e-3),
+    settings=_settings(kind="adam", lr=5e-3),
 )

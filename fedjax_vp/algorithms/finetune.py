@@ -16,5 +16,5 @@ from fedjax_vp.algorithms.recipe import Recipe
 FINETUNE = Recipe(
     name="finetune",
     title="FedAvg, then local steps before predicting (FedAvg+)",
-    settings={**FEDAVG.settings, "adapt": {"steps": 10, "lr": 0.02, "batch": 32, "on": "train"}},
+    settings={**FEDAVG.settings, "adapt": {"steps": 10, "lr": 0.02, "batch": 32}},
 )

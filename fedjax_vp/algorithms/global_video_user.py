@@ -12,7 +12,7 @@ from __future__ import annotations
 from fedjax_vp.algorithms.global_video import GLOBAL_VIDEO
 from fedjax_vp.algorithms.recipe import Recipe
 
-_USER = {"name": "user", "by": "user", "owns": ["head/*"], "shrinkage": "auto"}
+_USER = {"name": "user", "by": "user", "owns": ["head/*"], "shrinkage": "auto", "progress": 0.02}
 
 GLOBAL_VIDEO_USER = Recipe(
     name="global_video_user",

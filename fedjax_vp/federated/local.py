@@ -144,7 +144,7 @@ def local_update(
         loss, gradient = jax.value_and_grad(_loss)(carry.theta, task, lacks, arrays, batch)
         direction, moments = update_fn(gradient, carry.optimizer, carry.theta)
         rate = jnp.where(active, lr, 0.0)
-        # The halves tell the client's own sampling noise: even steps count up, odd steps down.
+        # The halves tell the client's own sampling noise: even steps count up, odd steps down (`_halves`).
         sign = rate * (1.0 - 2.0 * (index % 2))
         return Progress(
             theta=jax.tree.map(lambda p, d: p - rate * d, carry.theta, direction),
@@ -211,8 +211,9 @@ def weigh(pooling: Pooling, windows: Array) -> Array:
 
 def _result(task: Task, theta: Params, done: Progress, weight: Array, steps: Array) -> ClientResult:
     delta = {n: done.theta[n] - theta[n] for n in theta}
+    halves = {n: _halves(delta[n], h, steps) for n, h in done.halves.items()}
     finite = jnp.stack([jnp.isfinite(d).all() for d in delta.values()]).all() & jnp.isfinite(done.loss)
-    clean = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), (delta, done.halves))
+    clean = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), (delta, halves))
     return ClientResult(
         delta=clean[0],
         halves=clean[1],
@@ -222,6 +223,18 @@ def _result(task: Task, theta: Params, done: Progress, weight: Array, steps: Arr
         loss=jnp.where(finite, done.loss / jnp.maximum(steps, 1), 0.0),
         finite=finite,
     )
+
+
+def _halves(delta: Array, signed: Array, steps: Array) -> Array:
+    """Difference of the even and the odd steps' part of delta, scaled to delta's own sampling variance.
+
+    With a single step there is no second half: the whole of it counts as noise, the safe side.
+    """
+    even_steps, odd_steps = (steps + 1) // 2, steps // 2
+    even, odd = (delta + signed) / 2, (delta - signed) / 2
+    scale = jnp.sqrt((even_steps * odd_steps).astype(jnp.float32))
+    apart = scale * (even / jnp.maximum(even_steps, 1) - odd / jnp.maximum(odd_steps, 1))
+    return jnp.where(odd_steps > 0, apart, delta)
 
 
 def _coverage(leaf: str, delta: Array) -> Array:

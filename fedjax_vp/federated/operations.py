@@ -36,7 +36,7 @@ def absorb(
         rest = jnp.zeros_like(down[leaf]) if reset else down[leaf] - mean[parent_of]
         down[leaf] = jnp.where(keep, rest, down[leaf])
     mass = jnp.zeros_like(fine.mass)
-    return fine._replace(rows=down, mass=mass), coarse._replace(rows=up)
+    return fine._replace(rows=down, mass=mass), coarse._replace(rows=up, mass=coarse.mass + total)
 
 
 def regroup(

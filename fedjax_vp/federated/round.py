@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels, operations, participation, pooling, server
 from fedjax_vp.federated.batches import num_steps
 from fedjax_vp.federated.federation import Arrays, Federation, client_windows
@@ -81,11 +82,20 @@ def simulator(federation: Federation, predictor: Predictor, method: Method, engi
     leaves = sorted(jax.eval_shape(predictor.init, jax.random.key(0)))
     groupings = [levels.grouping(federation.labels, level.by) for level in method.levels]
     layout = levels.layout(method, groupings, leaves, client_of(federation))
-    devices = jax.devices()[: engine.devices or None]
-    block = engine.client_block or (1 if devices[0].platform == "cpu" else 256)
-    size = participation.cohort_size(method.participation, federation.num_clients)
     task = Task(federation, layout, predictor, method.local, method.pooling)
-    return Simulator(task, method, groupings, Mesh(np.array(devices), ("clients",)), min(block, size))
+    if not task.mixed and (method.local.epochs is not None or not method.local.batch):
+        raise UserError(
+            "local.epochs and local.batch: 0 pass over all windows of a client with one model; here a level "
+            "tells the client's sessions apart: give local.steps and a batch, or client: session"
+        )
+    devices = jax.devices()[: engine.devices or None]
+    if len(devices) < engine.devices:
+        raise UserError(f"engine.devices is {engine.devices}, but JAX has {len(devices)}: give 0 for all")
+    size = participation.cohort_size(method.participation, federation.num_clients)
+    share = -(-size // len(devices))  # clients of a device
+    most = engine.client_block or (1 if devices[0].platform == "cpu" else 256)
+    block = -(-share // -(-share // most))  # blocks of one size, with the least padding
+    return Simulator(task, method, groupings, Mesh(np.array(devices), ("clients",)), block)
 
 
 def client_of(federation: Federation) -> np.ndarray:
@@ -117,7 +127,10 @@ def init(sim: Simulator, seed: Int[Array, ""]) -> State:
     params = sim.task.predictor.init(jax.random.fold_in(_key(seed), 0))
     clients = None
     if sim.method.local.keep_state:
-        one = optimizer(sim.method.local).init({n: p[None] for n, p in params.items()})
+        rows = {n: sim.federation.max_sessions if n in sim.layout.varying else 1 for n in params}
+        one = optimizer(sim.method.local).init(
+            {n: jnp.broadcast_to(p, (rows[n], *p.shape)) for n, p in params.items()}
+        )
         count = sim.federation.num_clients
         clients = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), one)
     states = levels.init(sim.layout, sim.groupings, params)
@@ -267,7 +280,7 @@ def _population(sim: Simulator, arrays: Arrays, params: pooling.Shapes) -> Param
 def _absorb(layout: Layout, states: tuple[LevelState, ...], index: Int[Array, ""]) -> tuple[LevelState, ...]:
     """Moves rows up where a level's turn has come (HierFAVG's cloud step)."""
     new = list(states)
-    for fine, level in enumerate(layout.levels):
+    for fine, level in reversed(list(enumerate(layout.levels))):  # what moves up may move on
         if not level.absorb:
             continue
         parent = pooling.parent_of(new[fine], new[fine - 1])
