@@ -18,6 +18,18 @@ from fedjax_vp.commands.compare import execute, parse_seeds
 from fedjax_vp.environment import prepare_jax
 
 METHODS = ("centralized", "fedavg", "per_video", "global_video")
+KEPT = (
+    "algorithm",
+    "seed",
+    "rounds",
+    "model",
+    "num_params",
+    "num_clients",
+    "num_windows",
+    "horizons_s",
+    "error_deg",
+)
+KEPT += ("baselines", "worst_decile_deg", "bytes_up", "bytes_down", "compile_s", "wall_s", "evaluate_s")
 SETS = ("jin", "wu", "david", "avtrack")
 
 
@@ -45,7 +57,8 @@ def collect(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Summaries of the finished runs below a folder, by method."""
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.rglob("summary.json")):
-        one = json.loads(path.read_text())
+        whole = json.loads(path.read_text())
+        one = {key: whole[key] for key in KEPT}
         found.setdefault(one["algorithm"], []).append(one)
     return found
 

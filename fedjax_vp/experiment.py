@@ -15,7 +15,7 @@ from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import federation
 from fedjax_vp.federated.settings import Evaluate
-from fedjax_vp.models import WindowShape
+from fedjax_vp.models import BASELINES, MODELS, WindowShape
 from fedjax_vp.progress import Progress
 
 _GENERATED = (synthetic.Synthetic, synthetic.Planted)
@@ -58,6 +58,7 @@ def run(
         fedjax_vp.simulate.Interrupted: Ctrl-C; what was computed is kept in `out`.
     """
     config = config if isinstance(config, Config) else load_config(config)
+    _require_weights(config)
     folder = None if out is None else results.open_folder(Path(out), config, resume)
     if folder is not None and results.is_finished(folder):
         return read_back(folder)
@@ -182,7 +183,12 @@ def _adapted_on(config: Config) -> tuple[str, ...]:
 
 
 def problem(config: Config, traces: TraceSet, split: splits.Split, evaluate: Evaluate) -> simulate.Problem:
-    """A config's federation, predictor and method, ready to simulate."""
+    """A config's federation, predictor and method, ready to simulate.
+
+    Raises:
+        UserError: The model has nothing to learn, or the windows are shorter than a sample.
+    """
+    _require_weights(config)
     shape = window_shape(config, traces)
     return simulate.Problem(
         federation=federation.build(traces, split, shape, config.client),
@@ -193,3 +199,12 @@ def problem(config: Config, traces: TraceSet, split: splits.Split, evaluate: Eva
         traces=traces,
         split=split,
     )
+
+
+def _require_weights(config: Config) -> None:
+    kind = config.model.kind
+    if kind in BASELINES:
+        learned = ", ".join(name for name in MODELS if name not in BASELINES)
+        raise UserError(
+            f"{kind} has no weights: it stands in every table as a baseline; choose a model that learns: {learned}"
+        )

@@ -117,6 +117,10 @@ MALFORMED = {
         ["run", "mine.yaml", "--evaluate.horizons_s", "[9]"],
         "evaluate.horizons_s",
     ),
+    "a model without weights": (
+        ["run", "mine.yaml", "--model.kind", "static"],
+        "static has no weights: it stands in every table as a baseline; choose a model that learns: linear, ",
+    ),
     "no test windows": (["run", "mine.yaml", "--protocol.start_s", "100"], "error: "),
     "no such list": (["list", "algorthms"], "algorithms"),
 }
@@ -189,6 +193,11 @@ def test_list_names_and_describes(what: str) -> None:
     expected = {"algorithms": "fedavg", "models": "gru", "datasets": "jin_mmsys22", "configs": "quickstart"}
     assert expected[what] in result.stdout
     assert all(len(line.split(None, 1)) == 2 for line in result.stdout.splitlines())
+
+
+def test_models_that_do_not_learn_are_marked() -> None:
+    lines = invoke("list", "models").stdout.splitlines()
+    assert [line.split()[0] for line in lines if "baseline without weights" in line] == ["static", "velocity"]
 
 
 def test_folders_of_one_second_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

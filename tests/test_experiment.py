@@ -15,6 +15,7 @@ from fedjax_vp.config import Config, load_config
 from fedjax_vp.data import splits
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.errors import UserError
+from fedjax_vp.models import BASELINES
 
 SMALL: dict[str, Any] = {
     "dataset": {"kind": "synthetic", "users": 4, "videos": 2, "duration_s": 20.0},
@@ -58,6 +59,15 @@ def test_a_problem_is_ready_to_simulate(loaded: tuple[Config, TraceSet, splits.S
     assert problem.federation.num_clients == 2  # even positions of four users train
     assert [level.name for level in problem.method.levels] == ["global", "video"]
     assert problem.engine == config.engine
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_only_what_learns_is_trained(kind: str, loaded: tuple[Config, TraceSet, splits.Split]) -> None:
+    _, traces, split = loaded
+    config = load_config(SMALL, model=kind)
+    assert not config.model.build(experiment.window_shape(config, traces)).init(jax.random.key(0))
+    with pytest.raises(UserError, match=f"^{kind} has no weights: .*: linear, mlp, gru"):
+        experiment.problem(config, traces, split, experiment.horizons(config, traces.rate_hz))
 
 
 def test_horizons_end_with_the_protocols() -> None:

@@ -219,3 +219,9 @@ def test_head_units_have_variances_of_their_own() -> None:
     assert shrinkage.stat_shape("head/bias", (6,)) == (6,)
     assert shrinkage.stat_shape("dense_0/kernel", (8, 6)) == (1, 1)
     assert shrinkage.stat_shape("video_table", (9, 2, 3)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("denominator", ["participants", "population"])
+def test_variances_need_the_groups_own_means(denominator: str) -> None:
+    with pytest.raises(ValueError, match="auto needs the groups' own means"):
+        Level("user", by="user", shrinkage="auto", denominator=denominator)

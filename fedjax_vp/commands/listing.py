@@ -30,9 +30,10 @@ def algorithms() -> dict[str, str]:
 
 def models() -> dict[str, str]:
     """First lines of the models' documentation by kind."""
-    from fedjax_vp.models import MODELS
+    from fedjax_vp.models import BASELINES, MODELS
 
-    return {kind: _first_line(settings) for kind, settings in MODELS.items()}
+    marks = {kind: " (baseline without weights: in every table, not to be trained)" for kind in BASELINES}
+    return {kind: _first_line(settings) + marks.get(kind, "") for kind, settings in MODELS.items()}
 
 
 def datasets() -> dict[str, str]:

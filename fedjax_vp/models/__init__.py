@@ -28,7 +28,11 @@ MODELS: dict[str, type[ModelSettings]] = {
 }
 """Settings of every model by kind."""
 
+BASELINES = ("static", "velocity")
+"""Kinds without weights: they stand in every table and cannot be trained."""
+
 __all__ = [
+    "BASELINES",
     "GRU",
     "LOSSES",
     "LSTM",
