@@ -206,5 +206,6 @@ def _require_weights(config: Config) -> None:
     if kind in BASELINES:
         learned = ", ".join(name for name in MODELS if name not in BASELINES)
         raise UserError(
-            f"{kind} has no weights: it stands in every table as a baseline; choose a model that learns: {learned}"
+            f"{kind} has no weights: it stands in every table as a baseline; "
+            f"choose a model that learns: {learned}"
         )

@@ -177,9 +177,7 @@ def test_words_are_a_config_and_overrides() -> None:
 
 
 def test_later_overrides_win(here: Path) -> None:
-    result = invoke(
-        "run", "mine.yaml", "--rounds", "5", "--rounds", "3", "--out", "out", "--local.lr=5e-1"
-    )
+    result = invoke("run", "mine.yaml", "--rounds", "5", "--rounds", "3", "--out", "out", "--local.lr=5e-1")
     assert result.exit_code == 0, result.stderr
     text = (here / "out" / "config.yaml").read_text()
     assert "rounds: 3" in text

@@ -291,9 +291,7 @@ class Evaluate:
                 all(math.isfinite(h) and h > 0 for h in asked),
                 f"evaluate.{key} is {list(asked)}: give seconds above 0",
             )
-        _require(
-            min(self.grid) >= 1, f"evaluate.grid is {list(self.grid)}: give at least 1 row and 1 column"
-        )
+        _require(min(self.grid) >= 1, f"evaluate.grid is {list(self.grid)}: give at least 1 row and 1 column")
         _require(self.every >= 1, f"evaluate.every is {self.every}: give at least 1 round")
         _require(
             self.history_windows >= 1,
