@@ -37,7 +37,7 @@ class Motion(NamedTuple):
 
     shifts_hz: float  # shifts of the spot a second, in a session of median speed
     rate_power: float  # share of log speed that goes into the rate of shifts; the rest into their size
-    tracking_hz: float  # natural frequency (rad/s) with which the head follows its spot
+    tracking_rad_s: float  # natural angular frequency with which the head follows its spot
     attention: float  # probability that a shift goes to the focus
     reach_deg: float  # median size of a free shift, in a session of median speed
     reach_log_sd: float
@@ -57,7 +57,7 @@ PRESETS: dict[str, Motion] = {
     "jin-like": Motion(
         shifts_hz=0.522,
         rate_power=0.71,
-        tracking_hz=4.44,
+        tracking_rad_s=4.44,
         attention=0.429,
         reach_deg=21.0,
         reach_log_sd=1.13,
@@ -75,7 +75,7 @@ PRESETS: dict[str, Motion] = {
     "wu-like": Motion(
         shifts_hz=0.716,
         rate_power=0.559,
-        tracking_hz=4.77,
+        tracking_rad_s=4.77,
         attention=0.429,
         reach_deg=17.1,
         reach_log_sd=1.14,
@@ -93,7 +93,7 @@ PRESETS: dict[str, Motion] = {
     "david-like": Motion(
         shifts_hz=1.28,
         rate_power=0.537,
-        tracking_hz=1.97,
+        tracking_rad_s=1.97,
         attention=0.198,
         reach_deg=53.0,
         reach_log_sd=0.59,
@@ -249,7 +249,7 @@ def _events(
 
 def _watch(motion: Motion, dt_s: float, steps: _Step) -> Float[Array, "time 3"]:
     """Follow the spot; the exact solution of critical damping within each interval, stable at any rate."""
-    decay = math.exp(-motion.tracking_hz * dt_s)
+    decay = math.exp(-motion.tracking_rad_s * dt_s)
     keep = math.exp(-dt_s / _SWAY_S)
 
     def target(head: _Head, focus: Float[Array, "2"]) -> Float[Array, "2"]:
@@ -267,10 +267,10 @@ def _watch(motion: Motion, dt_s: float, steps: _Step) -> Float[Array, "time 3"]:
         head = jax.tree.map(lambda new, old: jnp.where(now.shifts, new, old), shifted, head)
         goal = target(head, now.focus)
         miss = head.position - goal
-        pull = head.velocity + motion.tracking_hz * miss
+        pull = head.velocity + motion.tracking_rad_s * miss
         head = head._replace(
             position=goal + (miss + pull * dt_s) * decay,
-            velocity=(head.velocity - motion.tracking_hz * dt_s * pull) * decay,
+            velocity=(head.velocity - motion.tracking_rad_s * dt_s * pull) * decay,
             sway=keep * head.sway + now.sway,
         )
         return head, head.position + head.sway
