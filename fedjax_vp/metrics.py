@@ -16,6 +16,7 @@ from scipy.special import ndtri, stdtrit
 from fedjax_vp.errors import UserError
 from fedjax_vp.geometry import TILE_SCORES
 
+REFERENCE = "fedavg"  # users are hurt or helped relative to it
 HURT_MARGIN_DEG = 0.5
 HURT_HORIZONS_S = (1.0, 5.0)
 _CONFIDENCE = 0.95

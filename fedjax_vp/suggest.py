@@ -15,5 +15,16 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     'choose one of fedavg, fedsgd'
     """
     names = list(names)
+    near = nearest(name, names)
+    return f"did you mean {near}?" if near else f"choose one of {', '.join(names)}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name that was probably meant, if one of them is near.
+
+    >>> nearest("fedagv", ["fedavg", "fedsgd"])
+    'fedavg'
+    """
+    names = list(names)
     near = difflib.get_close_matches(name, names, 1, 0.6) or [one for one in names if name and name in one]
-    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
+    return near[0] if near else None

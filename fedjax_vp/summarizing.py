@@ -16,7 +16,6 @@ from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.simulate import Outcome
 
 TIMES = ("compile_s", "wall_s", "evaluate_s", "clustering_s")
-_REFERENCE = "fedavg"  # users are hurt or helped relative to it
 
 
 class Scores:
@@ -46,11 +45,11 @@ class Scores:
     def hurt(self, method: str) -> dict[str, Any] | None:
         """Share of users whom the method serves worse than FedAvg; None where FedAvg did not run beside."""
         low, high = metrics.HURT_HORIZONS_S
-        if _REFERENCE not in self._of or not any(low <= h <= high for h in self.horizons_s):
+        if metrics.REFERENCE not in self._of or not any(low <= h <= high for h in self.horizons_s):
             return None
         own, reference = (
             metrics.long_term(np.asarray(self._of[name]["users"]["error_deg"]), self.horizons_s)
-            for name in (method, _REFERENCE)
+            for name in (method, metrics.REFERENCE)
         )
         return metrics.hurt(own, reference)
 

@@ -113,6 +113,9 @@ def test_table_under_a_name(tmp_path: Path) -> None:
 def test_bad_calls(tmp_path: Path) -> None:
     assert "data import wu_mmsys17 PATH" in str(_call("info", "wu_mmsys17", fails=True).exception)
     assert "no such file" in str(_call("import", "wu_mmsys17", tmp_path / "absent", fails=True).exception)
+    for words in (("--repair",), ("--angles", "radians"), ("--quaternion", "ros")):
+        failed = _call("import", "wu_mmsys17", tmp_path, *words, fails=True)
+        assert f"{words[0]} is for tables" in str(failed.exception)
     refused = _call("download", "mine", fails=True)
     assert "no published address" in str(refused.exception)
     assert refused.stderr == ""  # the one line is the caller's to print

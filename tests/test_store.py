@@ -110,8 +110,11 @@ def test_root_is_read_without_the_cache(tmp_path: Path, cache: Path) -> None:
 def test_tables_need_a_table(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown data set 'david_mmsys'.*did you mean david_mmsys18"):
         store.read_original("david_mmsys", _david(tmp_path / "copy"))
-    with pytest.raises(UserError, match="--repair is for tables"):
-        store.read_original("david_mmsys18", tmp_path / "copy", repair=True)
+    with pytest.raises(UserError, match=r"unknown data set 'zzz': choose one of wu_mmsys17, jin_mmsys22"):
+        store.read_original("zzz", tmp_path / "copy")
+    for option in ({"repair": True}, {"angles": "degrees"}, {"quaternion": "ros"}):
+        with pytest.raises(UserError, match=f"--{next(iter(option))} is for tables; david_mmsys18 is"):
+            store.read_original("david_mmsys18", tmp_path / "copy", **option)
     table = tmp_path / "t.csv"
     table.write_text("user,video,t,x,y,z\na,v,0,1,0,0\na,v,0.2,1,0,0\n")
     assert store.read_original("mine", table).name == "mine"

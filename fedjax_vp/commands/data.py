@@ -95,9 +95,7 @@ def info(name: str, as_json: bool, figures: Path | None, rate: float, root: Path
 @click.option(
     "--angles",
     type=click.Choice(["degrees", "radians", "degrees_unchecked"]),
-    default="degrees",
-    show_default=True,
-    help="Tables: unit of yaw and pitch.",
+    help="Tables: unit of yaw and pitch. [default: degrees]",
 )
 @click.option(
     "--quaternion", type=click.Choice(["unity", "opengl", "ros"]), help="Tables: convention of qw..qz."
@@ -113,7 +111,7 @@ def import_(name: str, path: Path, **options: Any) -> None:
 
     started = time.perf_counter()
     target = cache_path(name, options["rate"])
-    options["quaternion"] = options["quaternion"] or ""
+    options = {key: value for key, value in options.items() if value is not None}
     traces = read_original(name, path, rate_hz=options.pop("rate"), warn=_warn, watch=_watch, **options)
     save(traces, target)
     click.echo(

@@ -5,7 +5,6 @@ Imports lie under ``$XDG_CACHE_HOME/fedjax_vp`` (default ``~/.cache/fedjax_vp``)
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ from fedjax_vp.data.sources import read_files
 from fedjax_vp.data.table import SUFFIXES, Table
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.errors import UserError
+from fedjax_vp.suggest import nearest, suggestion
 
 NAMES = ("wu_mmsys17", "jin_mmsys22", "david_mmsys18", "avtrack360")
 _Item = TypeVar("_Item")
@@ -79,7 +79,8 @@ def load(name: str, root: str | Path | None = None, rate_hz: float = 5.0) -> Tra
     path = cache_path(name, rate_hz)
     if not path.exists():
         rate = "" if rate_hz == 5.0 else f" --rate {rate_hz:g}"
-        hint = "" if name in NAMES or _nearest(name) is None else f"; or did you mean {_nearest(name)}?"
+        near = None if name in NAMES else nearest(name, NAMES)
+        hint = f"; or did you mean {near}?" if near else ""
         raise UserError(
             f"data set {name} is not imported at {rate_hz:g} Hz; run: fedjax-vp data import {name} PATH{rate}"
             f" (PATH: the published folder, archive or table){hint}"
@@ -118,8 +119,12 @@ def read_original(
         _check_table(name, path)
         settings = Table(path=str(path), rate_hz=rate_hz, on_error=on_error, **table)
         return replace(settings.load(warn), name=name)
-    if table.get("repair"):
-        raise UserError(f"--repair is for tables; {name} is mended as its publication is known to need")
+    refused = next((option for option in ("repair", "angles", "quaternion") if table.get(option)), None)
+    if refused:
+        raise UserError(
+            f"--{refused} is for tables; {name} is read and mended as its publication is known to need: "
+            "leave it out"
+        )
     layout = layouts()[name]
     units = watch(_units(layout, path), layout.num_files)
     return ingest(name, units, replace(layout.rules, rate_hz=rate_hz), on_error, warn)
@@ -137,14 +142,9 @@ def _units(layout: Layout, path: Path) -> Iterator[Unit]:
 def _check_table(name: str, path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
-            f"unknown data set {name!r}: the known ones are {', '.join(NAMES)}"
-            + (f" (did you mean {_nearest(name)}?)" if _nearest(name) else "")
-            + "; another name is for a .parquet or .csv table"
+            f"unknown data set {name!r}: {suggestion(name, NAMES)}; "
+            "a name of your own is for a .parquet or .csv table"
         )
-
-
-def _nearest(name: str) -> str | None:
-    return next(iter(difflib.get_close_matches(name, NAMES, n=1)), None)
 
 
 def cache_dir() -> Path:

@@ -15,7 +15,6 @@ from fedjax_vp.report import tables
 from fedjax_vp.report.folder import RunFolder
 from fedjax_vp.report.tables import Table
 
-_REFERENCE = "fedavg"
 _NO_MOTION_TOLERANCE = 1e-3  # relative; other windows differ by far more
 
 
@@ -67,7 +66,7 @@ def compare(runs: Mapping[str, Sequence[RunFolder]]) -> Comparison:
     labels = list(by_seed)
     for method in labels[1:]:
         _require_same_windows(by_seed[labels[0]], by_seed[method])
-    fedavg = next((m for m in labels if _any(by_seed[m]).summary["algorithm"] == _REFERENCE), None)
+    fedavg = next((m for m in labels if _any(by_seed[m]).summary["algorithm"] == metrics.REFERENCE), None)
     rows = [
         _method_row(
             method,

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
 
 # Okabe and Ito's palette without its yellow, too light for a line on white
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -109,21 +110,10 @@ def spread(wanted: np.ndarray, gap: float, low: float = 0.0, high: float = 1.0) 
     order = np.argsort(wanted, kind="stable")
     offset = gap * np.arange(count)
     # least squares under y[i+1] - y[i] >= gap is isotonic regression of wanted - offset
-    fitted = _isotonic(wanted[order] - offset)
+    fitted = isotonic_regression(wanted[order] - offset).x
     out = np.empty(count)
     out[order] = np.clip(fitted, low, high - offset[-1]) + offset
     return out
-
-
-def _isotonic(values: np.ndarray) -> np.ndarray:
-    blocks: list[tuple[float, int]] = []
-    for value in values:
-        mean, size = float(value), 1
-        while blocks and blocks[-1][0] > mean:
-            other, count = blocks.pop()
-            mean, size = (mean * size + other * count) / (size + count), size + count
-        blocks.append((mean, size))
-    return np.concatenate([np.full(size, mean) for mean, size in blocks])
 
 
 def label_width_in(labels: Sequence[str]) -> float:

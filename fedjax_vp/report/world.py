@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedjax_vp import geometry
+from fedjax_vp.data.resample import great_circle_deg
 from fedjax_vp.report import style
 
 _QUANTILES = (0.25, 0.5, 0.75, 0.95)  # of the error among the windows: what went well and what did not
@@ -36,7 +37,7 @@ def world_map(examples: Mapping[str, np.ndarray], horizon_s: float) -> Figure | 
     """
     if not examples or len(examples["past"]) == 0:
         return None
-    error_deg = np.degrees(_angle(examples["true"][:, -1], examples["predicted"][:, -1]))
+    error_deg = great_circle_deg(examples["true"][:, -1], examples["predicted"][:, -1])
     chosen = choose(error_deg)
     columns = min(2, len(chosen))
     rows = -(-len(chosen) // columns)
@@ -148,7 +149,3 @@ def _key() -> list[Line2D]:
             [], [], label=f"outlines: {width:g}° × {height:g}° field of view at the end", linestyle="none"
         ),
     ]
-
-
-def _angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return 2 * np.arctan2(np.linalg.norm(a - b, axis=-1), np.linalg.norm(a + b, axis=-1))
