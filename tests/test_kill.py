@@ -107,11 +107,11 @@ def assert_same(place: Place, run: str) -> None:
         assert pl.read_parquet(found / table.name).equals(pl.read_parquet(table)), table.name
 
 
-def trial(place: Place, seed: int, methods: int) -> None:
-    """Kills a run, and now and then its resumed self: while it starts, computes, saves or sums up."""
+def trial(place: Place, seed: int, methods: int, kills: int = 1) -> None:
+    """Kills a run, and maybe its resumed self: while it starts, computes, saves or sums up."""
     rng, name = random.Random(seed), f"trial-{seed}"
     words = ["--out", name]
-    for _ in range(rng.choice([1, 1, 2])):
+    for _ in range(kills):
         rounds = rng.randrange(0, methods * ROUNDS)
         place.kill(name, rounds, rng.uniform(0, 0.1 if rounds else 5.0), *words)
         if not (place.folder / name / "summary.json").exists():
@@ -128,7 +128,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(place: Place, seed: int) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 120))
 def test_twenty_killed_commands_end_as_if_they_had_not_been(whole_command: Place, seed: int) -> None:
-    trial(whole_command, seed, methods=2)
+    trial(whole_command, seed, methods=2, kills=1 + seed % 2)
 
 
 def test_ctrl_c_saves_and_a_truncated_checkpoint_falls_back(place: Place) -> None:
@@ -153,12 +153,3 @@ def test_ctrl_c_saves_and_a_truncated_checkpoint_falls_back(place: Place) -> Non
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     place.finish("--resume", "stopped")
     assert_same(place, "stopped")
-
-
-def test_a_diverging_run_says_so_in_one_line(place: Place) -> None:
-    with place.start("--out", "broken", "--local.lr", "1e30", "--quiet", code=COMMAND) as process:
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert errors.count("\n") == 1
-    assert "error: the run diverged in round" in errors
-    assert "checkpoint" in errors

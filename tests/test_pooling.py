@@ -60,10 +60,9 @@ def test_the_hierarchies_cover_every_relation(cases: dict[str, pools.Case]) -> N
     assert (five[2, 1], five[3, 2], five[4, 1]) == ("nested", "crossed", "crossed")  # a habit is unknown
 
 
-@pytest.mark.parametrize("name", ["nested", "five"])
-def test_every_relation_is_a_special_case_of_crossed(cases: dict[str, pools.Case], name: str) -> None:
-    one, units = cases[name], pools.reports(4, (5,))
-    other = pools.case(HIERARCHIES[name], crossed=True)
+def test_every_relation_is_a_special_case_of_crossed(cases: dict[str, pools.Case]) -> None:
+    one, units = cases["nested"], pools.reports(4, (5,))
+    other = pools.case(HIERARCHIES["nested"], crossed=True)
     for a, b in zip(
         one.pool(one.states, units, one.hyper), other.pool(one.states, units, one.hyper), strict=True
     ):
@@ -214,7 +213,7 @@ CROSSED = pools.case(
 CODES = st.lists(st.integers(-1, 2), min_size=12, max_size=12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     video=CODES,
     user=CODES,

@@ -121,16 +121,14 @@ def descend(model: dict[str, np.ndarray], batch: tuple, lr: float, steps: int) -
 FEDAVG = Method(levels=GLOBAL, participation=ALL, local=probe.local(steps=3))
 
 
-@pytest.mark.parametrize("weights", ["windows", "sqrt"])
-def test_one_unshrunk_global_level_is_fedavg(weights: str) -> None:
+def test_one_unshrunk_global_level_is_fedavg() -> None:
     """Three local steps of every client by hand, then McMahan's mean, over two rounds."""
-    one = case(replace(FEDAVG, pooling=Pooling(weights)))
-    weight = {"windows": WINDOWS, "sqrt": np.sqrt(WINDOWS)}[weights]
+    one = case(FEDAVG)
     state = one.start()
     model = model_of(state)
     for _ in range(2):
         deltas = [descend(model, whole_batch(one.sim.federation.arrays, [s]), 0.5, 3) for s in range(12)]
-        model = oracle.fedavg(model, deltas, list(weight))
+        model = oracle.fedavg(model, deltas, list(WINDOWS))
         state, info = one.run(state)
     for leaf, value in model_of(state).items():
         np.testing.assert_allclose(value, model[leaf], atol=1e-5)
@@ -330,7 +328,7 @@ def test_private_state_moves_for_participants_alone(deep: Case) -> None:
     assert state.clients.count.tolist() == counts.tolist()
 
 
-@pytest.mark.parametrize(("block", "devices"), [(1, 2), (3, 2)])
+@pytest.mark.parametrize(("block", "devices"), [(3, 2)])
 def test_blocks_and_devices_change_nothing(deep: Case, block: int, devices: int) -> None:
     other = case(DEEP, Engine(client_block=block, devices=devices), table=True)
     a, info = deep.run(deep.start(), 3)

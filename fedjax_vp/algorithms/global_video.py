@@ -19,11 +19,7 @@ GLOBAL_VIDEO = Recipe(
     title="one network for all, a table by time for each video",
     settings={
         "levels": [
-            {
-                "name": "global",
-                "owns": ["*", "!video_table"],
-                "server": {"kind": "average", "momentum": 0.5},  # each prefix trains on half of the windows
-            },
+            {"name": "global", "owns": ["*", "!video_table"]},
             {
                 "name": "video",
                 "by": "video",
