@@ -181,7 +181,7 @@ def test_adaptation_lowers_the_loss_on_its_windows(phase: str) -> None:
 
 
 def test_adaptation_moves_only_what_it_owns_and_only_with_windows() -> None:
-    sim, state = ready(adapt=Adapt(steps=5, lr=0.2, batch=8, owns=("head/*",)))
+    sim, state = ready(adapt=Adapt(steps=5, lr=0.2, batch=8, on="adapt", owns=("head/*",)))
     model = jax.device_get(levels.model_of(state.levels, jnp.int32(0)))
     found = adapted(sim, state, 0)
     np.testing.assert_array_equal(found["body"], model["body"])
@@ -201,7 +201,7 @@ def test_adaptation_of_no_steps_changes_nothing_and_of_some_does(
         adapted(sim, state, 0),
         jax.device_get(levels.model_of(state.levels, jnp.int32(0))),
     )
-    sim, state = ready(adapt=Adapt(steps=20, lr=0.2))
+    sim, state = ready(adapt=Adapt(steps=20, lr=0.2, on="adapt"))
     found = errors_of(sim, state)
     unchanged = np.isin(found.session, np.flatnonzero(TRACES.user == 1))
     np.testing.assert_allclose(found.error_deg[unchanged], plain[2].error_deg[unchanged], atol=1e-4)

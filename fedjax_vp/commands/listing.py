@@ -32,7 +32,9 @@ def models() -> dict[str, str]:
     """First lines of the models' documentation by kind."""
     from fedjax_vp.models import BASELINES, MODELS
 
-    marks = dict.fromkeys(BASELINES, " (baseline without weights: in every table, not to be trained)")
+    marks: dict[str, str] = dict.fromkeys(
+        BASELINES, " (baseline without weights: in every table, not to be trained)"
+    )
     return {kind: _first_line(settings) + marks.get(kind, "") for kind, settings in MODELS.items()}
 
 
