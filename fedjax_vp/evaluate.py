@@ -76,8 +76,8 @@ def adapt(sim: Simulator, model: Params, state: State, arrays: Arrays, session: 
     free = {n for n in model if levels.owns(settings.owns, n)}
 
     def now_of(picked: Array) -> tuple[Array, Array]:
-        phases = arrays.train.now[session], arrays.adapt.now[session]
-        return tuple(now[jnp.minimum(picked, now.shape[0] - 1)] for now in phases)
+        train, early = arrays.train.now[session], arrays.adapt.now[session]
+        return train[jnp.minimum(picked, train.shape[0] - 1)], early[jnp.minimum(picked, early.shape[0] - 1)]
 
     def step(index: Array, params: Params) -> Params:
         picked = jax.random.randint(
@@ -142,8 +142,7 @@ def make_errors(
             predicted = forecaster.predict(model, inputs)
             angle = geometry.great_circle(predicted[:, at], target[:, at])
             scores = geometry.tile_scores(predicted[:, tiles_at], target[:, tiles_at], settings.grid)
-            found = jnp.rad2deg(angle), scores
-            return tuple(o.at[index].set(x) for o, x in zip(out, found, strict=True))
+            return out[0].at[index].set(jnp.rad2deg(angle)), out[1].at[index].set(scores)
 
         empty = jnp.zeros((blocks, block, len(at))), jnp.zeros((blocks, block, len(tiles_at), 4))
         used = -(-windows.count[session] // block)

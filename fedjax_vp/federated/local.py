@@ -9,7 +9,7 @@ finer rows:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +142,8 @@ def local_update(
         batch = batches.draw(work, index, size, arrays, client.index, task.mixed)
         active = index < work.steps
         loss, gradient = jax.value_and_grad(_loss)(carry.theta, task, lacks, arrays, batch)
-        direction, moments = update_fn(gradient, carry.optimizer, carry.theta)
+        found, moments = update_fn(gradient, carry.optimizer, carry.theta)
+        direction = cast(Params, found)
         rate = jnp.where(active, lr, 0.0)
         # The halves tell the client's own sampling noise: even steps count up, odd steps down (`_halves`).
         sign = rate * (1.0 - 2.0 * (index % 2))

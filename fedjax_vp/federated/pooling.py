@@ -19,7 +19,7 @@ cross. (6) is exact for hard memberships, and a bound from above for soft ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -235,7 +235,8 @@ def _move(
     mean, decay, shrink = step
     settings = layout.levels[index].server
     update = jax.vmap(server.transformation(settings).update)  # over groups
-    direction, optimizer = update(mean, state.optimizer, state.rows)
+    found, optimizer = update(mean, state.optimizer, state.rows)
+    direction = cast(Params, found)
     lr = hyper.server_lr[index] * server.factor(settings.schedule, *clock)
     active = {n: w > 0 for n, w in sums.weight.items()}
     rows = {

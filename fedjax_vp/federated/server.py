@@ -47,7 +47,7 @@ def adaptive(kind: str, beta1: float, beta2: float, tau: float) -> optax.Gradien
             jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda p: jnp.full_like(p, tau**2), params)
         )
 
-    def update_fn(updates: Any, state: AdaptiveState, params: Any = None) -> tuple[Any, AdaptiveState]:
+    def update_fn(updates: Any, state: Any, params: Any = None) -> tuple[Any, AdaptiveState]:
         del params
         m = jax.tree.map(lambda m, d: beta1 * m + (1 - beta1) * d, state.m, updates)
         v = jax.tree.map(second, state.v, updates)

@@ -91,11 +91,11 @@ def average(old: Variance, seen: dict[str, tuple[Array, Array, Array]]) -> Varia
     """Adds a round to the running averages; a round in which nobody took part changes nothing."""
     if not seen:
         return old
-    parts = [
+    signal, noise, sigma2 = (
         {n: DECAY * field[n] + (1 - DECAY) * seen[n][i] for n in field}
         for i, field in enumerate((old.signal, old.noise, old.sigma2))
-    ]
-    return Variance(*parts, DECAY * old.weight + (1 - DECAY))
+    )
+    return Variance(signal, noise, sigma2, DECAY * old.weight + (1 - DECAY))
 
 
 def factor(variance: Variance, leaf: str, weight: Array, square_weight: Array) -> Array:
