@@ -149,7 +149,7 @@ def _panels(
     rows: int, columns: int, labels: Sequence[str], panel_in: tuple[float, float], key_in: float = 0.0
 ) -> tuple[Figure, list[list[Axes]]]:
     """Axes of fixed size, so that the labels' places can be worked out before drawing."""
-    left, bottom, top, between = 0.62, 0.5, 0.18, 0.68
+    left, bottom, top, between = 0.75, 0.5, 0.18, 0.8
     right = style.label_width_in(labels) + key_in
     width = left + columns * panel_in[0] + (columns - 1) * between + right
     height = bottom + rows * panel_in[1] + (rows - 1) * 0.3 + top
