@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def fold(place: Float[Array, "*batch 2"]) -> Float[Array, "*batch 2"]:
     return jnp.stack([jnp.mod(jnp.where(over, x + 0.5, x), 1.0), y], axis=-1)
 
 
-def _forget_init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+def _forget_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     """Ones for the forget gate, zeros for the others."""
     return jnp.repeat(jnp.array([0, 1, 0, 0], dtype), shape[0] // 4)
 
