@@ -4,8 +4,8 @@ FedAvg trains w as before; before it predicts, each session takes K steps on win
 
     w_i <- w,  then K steps  w_i <- w_i - eta grad F_i(w_i; batch)                  (1)
 
-Known sessions use their training windows (`adapt.on: train`, protocol `within_session`); sessions of unseen
-users and videos use their first `protocol.adapt_s` seconds (`adapt.on: adapt`). Nothing is sent back.
+Known sessions use their training windows (protocol `within_session`); sessions of unseen users and videos
+use their first `protocol.adapt_s` seconds. `adapt.on` says so outright. Nothing is sent back.
 """
 
 from __future__ import annotations
