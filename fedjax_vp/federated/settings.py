@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fedjax_vp.federated.grouping.settings import Grouping, Known
 from fedjax_vp.models.losses import GreatCircle, LossSettings
 
 
@@ -101,6 +102,7 @@ class Level:
     `progress` the share h of the way to its optimum that one round covers (docs/levels.md).
     `period`: pools every so many rounds (0: never by itself); `absorb`: every so many rounds the rows'
     weighted mean moves up to the level above and the rows return to zero (HierFAVG's cloud step; 0: never).
+    `grouping` is the label itself, or learned while training, within the groups of `by`.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Level:
     period: int = 1
     absorb: int = 0
     denominator: Literal["group", "participants", "population"] = "group"
+    grouping: Grouping = field(default_factory=Known)
 
     def __post_init__(self) -> None:
         where = f"levels: {self.name}"

@@ -1,0 +1,149 @@
+"""Settings of a level's grouping: a known label, or groups learned while training.
+
+A learned grouping deals *units* to `groups` groups. `of` names the label whose values are the units ("session",
+"user", "video"); the level's `by` names the groups they are learned within ("" all together, "video" anew for
+every video). Each group of `by` has rows of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(f"levels: grouping.{message}")
+
+
+@dataclass(frozen=True)
+class Known:
+    """The groups are the values of the level's label."""
+
+    kind: Literal["known"] = "known"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What every learned grouping has.
+
+    `groups` is the most groups within each group of `by`. For the first `warmup` rounds all units share one
+    group. `memory` is the share of a unit's earlier evidence that is kept when it reports again.
+    """
+
+    groups: int = 4
+    of: str = "session"
+    warmup: int = 0
+    memory: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.groups >= 1, f"groups is {self.groups}: give at least 1")
+        _require(bool(self.of), 'of is empty: name what is grouped, such as "session", "user" or "video"')
+        _require(self.warmup >= 0, f"warmup is {self.warmup}: give a number of rounds, from 0 up")
+        _require(0 <= self.memory < 1, f"memory is {self.memory}: give a share in [0, 1)")
+
+
+@dataclass(frozen=True)
+class IFCA(Learned):
+    """Each unit joins the row with the least loss on its training windows (ALGORITHMS: IFCA).
+
+    `start` breaks the symmetry: rows of different keys (`keys`, where the level owns whole leaves), or copies
+    of the first row, each moved by noise of `spread` times the leaf's root mean square (`perturbed`). For
+    `hold` rounds after the warm-up each row is trained by a random share of the units instead. A row that no
+    unit has chosen is seeded anew from the unit that is served worst (`reseed`). `soft` shares a unit among
+    rows by the windows that each predicts best, at least `floor` (FedSoft).
+    """
+
+    kind: Literal["ifca"] = "ifca"
+    windows: int = 32  # of a session, drawn anew each round; 0: all
+    start: Literal["keys", "perturbed"] = "perturbed"
+    spread: float = 0.1
+    hold: int = 0
+    reseed: bool = True
+    soft: bool = False
+    floor: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.windows >= 0, f"windows is {self.windows}: give a number of windows, 0 for all")
+        _require(self.spread >= 0, f"spread is {self.spread}: give 0 or more")
+        _require(self.hold >= 0, f"hold is {self.hold}: give a number of rounds, from 0 up")
+        _require(0 <= self.floor < 1, f"floor is {self.floor}: give a share in [0, 1)")
+
+
+@dataclass(frozen=True)
+class ByUpdates(Learned):
+    """Groups found from the units' updates, at the end of the warm-up and then every `every` rounds (0: once).
+
+    The server sees a sketch of `sketch` numbers of each update (0: the update itself), never the data.
+    """
+
+    groups: int = 4
+    warmup: int = 20
+    memory: float = 0.8
+    every: int = 0
+    sketch: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.every >= 0, f"every is {self.every}: give a number of rounds, 0 for once")
+        _require(self.sketch >= 0, f"sketch is {self.sketch}: give a number of values, 0 for the whole update")
+        _require(self.warmup >= 1, "warmup is 0: updates are known after the first round; give at least 1")
+
+
+@dataclass(frozen=True)
+class CFL(ByUpdates):
+    """Recursive bipartition by cosine of updates (Sattler et al. 2021).
+
+    `eps1` and `eps2` bound the norms of the mean and of the largest update, as shares of the largest mean norm
+    seen so far (`relative`) or as they are; `gamma_max` 1 leaves the test of the gap out.
+    """
+
+    kind: Literal["cfl"] = "cfl"
+    every: int = 5
+    memory: float = 0.0
+    eps1: float = 0.4
+    eps2: float = 0.6
+    relative: bool = True
+    gamma_max: float = 1.0
+    linkage: Literal["single", "complete"] = "complete"
+    min_size: int = 3  # of a group that may be split
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.eps1 > 0 and self.eps2 > 0, "eps1 and eps2 are norms: give numbers above 0")
+        _require(0 <= self.gamma_max <= 1, f"gamma_max is {self.gamma_max}: give a number in [0, 1]")
+        _require(self.min_size >= 2, f"min_size is {self.min_size}: give at least 2")
+
+
+@dataclass(frozen=True)
+class KMeans(ByUpdates):
+    """k-means on updates, by angle (`cosine`) or as they are (`euclidean`), after their mean is taken out."""
+
+    kind: Literal["kmeans"] = "kmeans"
+    metric: Literal["cosine", "euclidean"] = "cosine"
+
+
+@dataclass(frozen=True)
+class FedGroup(ByUpdates):
+    """Decomposed cosine similarity (`edc`) or mean difference of similarities (`madc`): Duan et al. 2021."""
+
+    kind: Literal["fedgroup"] = "fedgroup"
+    measure: Literal["edc", "madc"] = "edc"
+
+
+@dataclass(frozen=True)
+class Hierarchical(ByUpdates):
+    """One-shot agglomerative clustering (Briggs et al. 2020); a `threshold` leaves the number of groups open."""
+
+    kind: Literal["hierarchical"] = "hierarchical"
+    metric: Literal["l1", "l2", "cosine"] = "cosine"
+    linkage: Literal["single", "complete", "average", "ward"] = "average"
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.linkage != "ward" or self.metric == "l2", "linkage ward wants metric l2")
+
+
+Grouping = Known | IFCA | CFL | KMeans | FedGroup | Hierarchical
