@@ -24,6 +24,7 @@ class Batch(NamedTuple):
 
     slot: Int[Array, ""]  # which of the client's sessions the model is taken for
     session: Int[Array, "window"]
+    place: Int[Array, "window"]  # of the session in the client's bag
     now: Int[Array, "window"]
     weight: Float[Array, "window"]  # 1, or 0 for padding
 
@@ -112,9 +113,10 @@ def draw(
         rank = begin + _uniform(key_window, (size,), count)
     member = _member(arrays, rank)
     session = bags.session[member]
-    now = arrays.train.now[session, rank - bags.rank[member]]
-    slot = jnp.zeros((), jnp.int32) if mixed else member[0] - bags.first[client]
-    return Batch(slot, session, now, weight.astype(jnp.float32))
+    now = arrays.train.at(session, rank - bags.rank[member])
+    place = member - bags.first[client]
+    slot = jnp.zeros((), jnp.int32) if mixed else place[0]
+    return Batch(slot, session, place, now, weight.astype(jnp.float32))
 
 
 def _uniform(key: Array, shape: tuple[int, ...], count: Int[Array, ""]) -> Array:

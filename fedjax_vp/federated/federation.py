@@ -1,13 +1,15 @@
 """A federation: traces, window masks and labels as device arrays, and clients as bags of sessions.
 
 Windows are never stored: a window is a pair (session, now) and is gathered from its trace inside the graph.
+Nor need traces be: those of a procedural federation are generated where they are used (`traces_of`).
 All training windows stand in one order, sessions of client 0 first, then of client 1, and so on. A client is
 then a contiguous range of ranks in that order, however ragged its bag is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -21,11 +23,23 @@ from fedjax_vp.errors import UserError
 from fedjax_vp.models.base import Inputs, WindowShape
 
 
-class Windows(NamedTuple):
-    """The windows of one phase, by session."""
+Indices = Array | np.ndarray
 
-    now: Int[Array, "session window"]  # index of the last observed sample, padded with the last one
+
+class Windows(NamedTuple):
+    """The windows of one phase, by session; sessions whose windows lie alike may share a row."""
+
+    now: Int[Array, "row window"]  # index of the last observed sample, padded with the last one
     count: Int[Array, "session"]
+    row: Int[Array, "session"] | None = None  # None: session i has row i
+
+    def at(self, session: Int[Indices, "*any"], index: Int[Indices, "*any"]) -> Int[Indices, "*any"]:
+        """`now` of some windows: the windows of a session count from 0."""
+        return self.now[session if self.row is None else self.row[session], index]
+
+    def of(self, session: Int[Indices, "*any"]) -> Int[Indices, "*any window"]:
+        """`now` of all windows of some sessions, padded."""
+        return self.now[session if self.row is None else self.row[session]]
 
 
 class Bags(NamedTuple):
@@ -36,16 +50,24 @@ class Bags(NamedTuple):
     rank: Int[Array, "member+1"]  # rank of each member's first training window
 
 
+class Traces(NamedTuple):
+    """Traces to cut windows from."""
+
+    direction: Float[Array, "row time 3"]
+    t0: Float[Array, "row"]  # s
+
+
 class Arrays(NamedTuple):
     """The part of a federation that lives on the device (an argument of every compiled function)."""
 
-    direction: Float[Array, "session time 3"]
+    direction: Float[Array, "session time 3"]  # time is 0 where traces are generated
     t0: Float[Array, "session"]  # s
     train: Windows
     valid: Windows
     adapt: Windows
     test: Windows
     bags: Bags
+    make: Callable[[Array], Array] | None = None  # a pytree: session -> [time, 3]; None: traces are stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +101,7 @@ def build(traces: TraceSet, split: Split, shape: WindowShape, client: str = "ses
 
     Args:
         traces: resampled traces; the session index is the trace index.
-        split: boolean masks [trace, time] over `now`.
+        split: boolean masks over `now`.
         shape: window lengths in samples.
         client: what one client holds: a `session`, all sessions of a `user`, or `all`.
 
@@ -92,15 +114,18 @@ def build(traces: TraceSet, split: Split, shape: WindowShape, client: str = "ses
                 f"{traces.name}: the protocol leaves no {phase} window; "
                 "lower protocol.start_s or horizon_s, or choose another protocol"
             )
-    count = split.train.sum(axis=1)
+    count = split.windows("train")
     owner = {"session": np.arange(len(count)), "user": traces.user, "all": np.zeros(len(count), int)}[client]
     member = np.flatnonzero(count)
     member = member[np.argsort(owner[member], kind="stable")]
     first = np.flatnonzero(np.r_[True, np.diff(owner[member]) != 0, True])
     rank = np.r_[0, np.cumsum(count[member])]
+    if rank[-1] >= 2**31:
+        raise UserError(f"{traces.name} has {rank[-1]} training windows: stay below 2^31 (protocol.stride)")
     bags = Bags(*(jnp.asarray(x, jnp.int32) for x in (member, first, rank)))
-    phases = {phase: _windows(getattr(split, phase)) for phase in ("train", "valid", "adapt", "test")}
-    arrays = Arrays(jnp.asarray(traces.direction), jnp.asarray(traces.t0, jnp.float32), bags=bags, **phases)
+    phases = {p: _windows(getattr(split, p), split.row) for p in ("train", "valid", "adapt", "test")}
+    stored = jnp.asarray(traces.direction), jnp.asarray(traces.t0, jnp.float32)
+    arrays = Arrays(*stored, bags=bags, make=_maker(traces), **phases)
     labels = {**traces.labels, "user": traces.user, "video": traces.video, "session": np.arange(len(count))}
     return Federation(
         arrays=arrays,
@@ -112,13 +137,26 @@ def build(traces: TraceSet, split: Split, shape: WindowShape, client: str = "ses
     )
 
 
-def _windows(mask: np.ndarray) -> Windows:
+def _maker(traces: TraceSet) -> Callable[[Array], Array] | None:
+    if traces.source is None:
+        return None
+    make, key, ids = traces.source
+
+    def generate(key: Array, ids: Array, session: Array) -> Array:
+        return make(key, ids[session])
+
+    return jax.tree_util.Partial(generate, key, jnp.asarray(ids, jnp.int32))
+
+
+def _windows(mask: np.ndarray, row: np.ndarray | None = None) -> Windows:
     count = mask.sum(axis=1)
     order = np.argsort(~mask, axis=1, kind="stable")[:, : max(int(count.max()), 1)]
     last = np.clip(count - 1, 0, None)
     position = np.minimum(np.arange(order.shape[1])[None, :], last[:, None])
-    now = np.take_along_axis(order, position, axis=1)
-    return Windows(jnp.asarray(now, jnp.int32), jnp.asarray(count, jnp.int32))
+    now = jnp.asarray(np.take_along_axis(order, position, axis=1), jnp.int32)
+    if row is None:
+        return Windows(now, jnp.asarray(count, jnp.int32))
+    return Windows(now, jnp.asarray(count[row], jnp.int32), jnp.asarray(row, jnp.int32))
 
 
 def thin(windows: Windows, most: int) -> Windows:
@@ -126,24 +164,71 @@ def thin(windows: Windows, most: int) -> Windows:
     size = min(most, windows.now.shape[1])
     spread = jnp.maximum(windows.count, size)  # fewer than `size` windows are all taken, once each
     position = jnp.arange(size)[None, :] * spread[:, None] // size
-    return Windows(jnp.take_along_axis(windows.now, position, axis=1), jnp.minimum(windows.count, size))
+    count = windows.count.shape[0]
+    row = jnp.arange(count) if windows.row is None else windows.row
+    return Windows(windows.now[row[:, None], position], jnp.minimum(windows.count, size))
+
+
+def sampled(federation: Federation, most: int) -> Federation:
+    """The same federation, of which at most `most` sessions are tested and as many validated (0: all)."""
+
+    def some(windows: Windows) -> Windows:
+        count = np.asarray(windows.count)
+        sessions = np.flatnonzero(count)
+        if not most or len(sessions) <= most:
+            return windows
+        kept = sessions[np.arange(most) * len(sessions) // most]
+        few = np.zeros_like(count)
+        few[kept] = count[kept]
+        return windows._replace(count=jnp.asarray(few))
+
+    arrays = federation.arrays
+    return replace(
+        federation, arrays=arrays._replace(test=some(arrays.test), valid=some(arrays.valid))
+    )
+
+
+def traces_of(arrays: Arrays, session: Int[Array, "slot"]) -> tuple[Traces, Int[Array, "slot"]]:
+    """Traces of some sessions, and the row that each of them has there.
+
+    Stored traces are handed on whole, at no cost; others are generated here, so ask once for what is used
+    several times.
+    """
+    if arrays.make is None:
+        return Traces(arrays.direction, arrays.t0), session
+    made = jax.vmap(arrays.make)(session)  # over sessions
+    return Traces(made, arrays.t0[session]), jnp.arange(session.shape[0])
 
 
 def gather(
     arrays: Arrays, shape: WindowShape, session: Int[Array, "window"], now: Int[Array, "window"]
 ) -> tuple[Inputs, Float[Array, "window horizon 3"]]:
-    """Cuts windows out of their traces.
+    """Cuts windows of any sessions out of their traces; see `cut`."""
+    traces, row = traces_of(arrays, session)
+    return cut(traces, shape, row, now)
+
+
+def cut(
+    traces: Traces, shape: WindowShape, row: Int[Array, "window"], now: Int[Array, "window"]
+) -> tuple[Inputs, Float[Array, "window horizon 3"]]:
+    """Cuts windows out of traces.
+
+    Args:
+        traces: from `traces_of`.
+        shape: window lengths in samples.
+        row: of each window's trace.
+        now: index of each window's last observed sample.
 
     Returns:
         What a predictor sees, and the unit vectors of the `shape.horizon` samples after `now`.
     """
 
-    def cut(s: Int[Array, ""], k: Int[Array, ""]) -> Float[Array, "sample 3"]:
-        start = (s, k - shape.history + 1, jnp.zeros((), s.dtype))
-        return jax.lax.dynamic_slice(arrays.direction, start, (1, shape.history + shape.horizon, 3))[0]
+    def one(r: Int[Array, ""], k: Int[Array, ""]) -> Float[Array, "sample 3"]:
+        start = (r, k - shape.history + 1, jnp.zeros((), r.dtype))
+        return jax.lax.dynamic_slice(traces.direction, start, (1, shape.history + shape.horizon, 3))[0]
 
-    samples = jax.vmap(cut)(session, now)
-    inputs = Inputs(samples[:, : shape.history], arrays.t0[session] + now / shape.rate_hz)
+    samples = jax.vmap(one)(row, now)
+    inputs = Inputs(samples[:, : shape.history], traces.t0[row] + now / shape.rate_hz)
     return inputs, samples[:, shape.history :]
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import shrinkage
+from fedjax_vp.federated.grouping.settings import IFCA, Known
 from fedjax_vp.federated.server import transformation
 from fedjax_vp.federated.settings import Level, Method
 from fedjax_vp.models.base import Params
@@ -42,13 +43,24 @@ class LevelState(NamedTuple):
     variance: shrinkage.Variance
     mass: Float[Array, "group"]  # weight pooled since the rows were last absorbed
     members: Membership
+    learned: Any = None  # units and what is known of them, where groups are learned (`learned.Learned`)
 
 
 class Grouping(NamedTuple):
-    """Host-side group codes of one level."""
+    """Host-side group codes of one level.
+
+    Where groups are learned, `code` are the groups they are learned within, and `unit` is what moves as one.
+    """
 
     code: np.ndarray  # int32 [session], -1 where unknown
-    num_groups: int
+    num_groups: int  # rows
+    unit: np.ndarray | None = None  # int32 [session], -1 where unknown
+    soft: bool = False  # a session may use several rows
+
+    @property
+    def finest(self) -> np.ndarray:
+        """Sessions that are never apart: int32 [session]."""
+        return self.code if self.unit is None else self.unit
 
 
 class Layout(NamedTuple):
@@ -104,6 +116,20 @@ def grouping(labels: dict[str, np.ndarray], by: str) -> Grouping:
     return Grouping(code, int(code.max()) + 1)
 
 
+def groupings_of(labels: dict[str, np.ndarray], levels: tuple[Level, ...]) -> list[Grouping]:
+    """Group codes of every level; those of a learned level at full capacity."""
+    found = []
+    for level in levels:
+        group = grouping(labels, level.by)
+        settings = level.grouping
+        if not isinstance(settings, Known):
+            unit = grouping(labels, "*".join(name for name in (level.by, settings.of) if name))
+            soft = isinstance(settings, IFCA) and settings.soft
+            group = Grouping(group.code, group.num_groups * settings.groups, unit.code, soft)
+        found.append(group)
+    return found
+
+
 def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_of: np.ndarray) -> Layout:
     """Works out ownership and how levels nest.
 
@@ -124,11 +150,8 @@ def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_
                 f"{', '.join(level.owns) or 'nothing'}; change its owns or the model, or take the level out"
             )
     used = client_of >= 0
-    codes = [g.code[used] for g in groupings]
     relation = {
-        (f, c): _relation(groupings[f].code, groupings[c].code, used)
-        for f in range(len(codes))
-        for c in range(f)
+        (f, c): _lies(groupings[f], groupings[c], used) for f in range(len(groupings)) for c in range(f)
     }
     for fine, level in enumerate(method.levels):
         if level.absorb and relation[fine, fine - 1] == "crossed":
@@ -137,8 +160,14 @@ def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_
                 f"{method.levels[fine - 1].name}, so they have no level to be absorbed into; set absorb to 0"
             )
     clients = client_of[used]
-    apart = [_relation(clients, code) != "nested" and len(np.unique(code)) > 1 for code in codes]
-    shared = [_relation(code, clients) != "nested" or len(np.unique(clients)) == 1 for code in codes]
+    atoms = [g.finest[used] for g in groupings]
+    apart = [
+        g.num_groups > 1 and _relation(clients, atom) != "nested" and len(np.unique(atom)) > 1
+        for g, atom in zip(groupings, atoms, strict=True)
+    ]
+    shared = [
+        _relation(g.code[used], clients) != "nested" or len(np.unique(clients)) == 1 for g in groupings
+    ]
     varying = {n for names, yes in zip(owned, apart, strict=True) if yes for n in names}
     public = {n for names, yes in zip(owned, shared, strict=True) if yes for n in names}
     return Layout(
@@ -149,6 +178,16 @@ def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_
         varying=frozenset(varying),
         private=frozenset(leaves) - public,
     )
+
+
+def _lies(fine: Grouping, coarse: Grouping, used: np.ndarray) -> str:
+    """How groups lie however a learned grouping deals its units."""
+    if coarse.num_groups == 1:
+        return _relation(fine.code, coarse.code, used)
+    found = _relation(fine.code, coarse.finest, used)
+    if coarse.soft and coarse.unit is not None:
+        return "crossed"
+    return "nested" if found == "single" and coarse.unit is not None else found
 
 
 def _relation(fine: np.ndarray, coarse: np.ndarray, used: np.ndarray | None = None) -> str:

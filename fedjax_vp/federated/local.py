@@ -18,12 +18,14 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from fedjax_vp.federated import batches
-from fedjax_vp.federated.federation import Arrays, Federation, client_windows, gather
+from fedjax_vp.federated.grouping.settings import ByUpdates
+from fedjax_vp.federated.grouping.sketch import sketch
+from fedjax_vp.federated.federation import Arrays, Federation, Traces, client_windows, cut, traces_of
+from fedjax_vp.federated.learned import sketch_key
 from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState, compose
 from fedjax_vp.federated.settings import Local, Pooling
 from fedjax_vp.models.base import Inputs, Params, Predictor
 
-_BY_WINDOW = ("session", "now", "weight")
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -37,6 +39,7 @@ class ClientResult(NamedTuple):
     halves: Params  # [slot or 1, ...] even minus odd steps' part of delta (empty without auto shrinkage)
     weight: Float[Array, "slot"]  # weight of each session in pooling
     coverage: Params  # [slot or 1, blocks or 1, ...] 1 where a block was trained
+    aux: dict[str, Array]  # sketch of the update for each level that groups by updates: [slot or 1, q]
     state: Any  # the client's private pytree
     loss: Float[Array, ""]  # mean over its steps
     finite: Array  # whether everything above is finite
@@ -69,6 +72,7 @@ class Client(NamedTuple):
     reports: Array  # bool: a padded place or a drop-out does no work
     key: Array
     state: Any
+    made: Traces | None = None  # traces of its bag where they are not stored (None: made when asked for)
 
 
 class Progress(NamedTuple):
@@ -96,6 +100,14 @@ def slots(arrays: Arrays, client: Int[Array, ""], size: int) -> tuple[Int[Array,
     member = first + jnp.arange(size)
     real = member < end
     return arrays.bags.session[jnp.where(real, member, first)], real
+
+
+def bag_traces(task: Task, arrays: Arrays, client: Client) -> tuple[Traces, Int[Array, "place"]]:
+    """Where a client's windows are cut from, and the row of each session of its bag there."""
+    size = task.federation.max_sessions
+    if client.made is not None:
+        return client.made, jnp.arange(size)
+    return traces_of(arrays, slots(arrays, client.index, size)[0])
 
 
 def start(
@@ -135,13 +147,15 @@ def local_update(
     count = client_windows(arrays, client.index)
     work = batches.plan(client.key, settings, federation, jnp.where(client.reports, count, 0))
     theta, lacks = start(task, states, session)
+    traces, row = bag_traces(task, arrays, client)
     update_fn = optimizer(settings).update
     size = batches.batch_size(settings, federation)
 
     def step(index: Array, carry: Progress) -> Progress:
         batch = batches.draw(work, index, size, arrays, client.index, task.mixed)
         active = index < work.steps
-        loss, gradient = jax.value_and_grad(_loss)(carry.theta, task, lacks, arrays, batch)
+        windows = cut(traces, federation.shape, row[batch.place], batch.now)
+        loss, gradient = jax.value_and_grad(_loss)(carry.theta, task, lacks, windows, batch)
         found, moments = update_fn(gradient, carry.optimizer, carry.theta)
         direction = cast(Params, found)
         rate = jnp.where(active, lr, 0.0)
@@ -166,13 +180,13 @@ def local_update(
 
 
 def _loss(
-    theta: Params, task: Task, lacks: list[Params], arrays: Arrays, batch: batches.Batch
+    theta: Params, task: Task, lacks: list[Params], windows: tuple[Inputs, Array], batch: batches.Batch
 ) -> Float[Array, ""]:
     """Mean loss of a batch, part of it predicted by the shallower prefixes."""
-    size, depths = batch.now.shape[0], len(lacks)
+    size, depths, weight = batch.now.shape[0], len(lacks), batch.weight
     if depths:
-        batch = batch._replace(**{name: getattr(batch, name)[scatter(size)] for name in _BY_WINDOW})
-    inputs, target = gather(arrays, task.federation.shape, batch.session, batch.now)
+        weight, windows = jax.tree.map(lambda x: x[scatter(size)], (weight, windows))
+    inputs, target = windows
     part = round(size * task.local.prefix_share / depths) if depths else 0
     varying = task.layout.varying
 
@@ -191,7 +205,7 @@ def _loss(
         view = Inputs(*(x[depth * part : stop] for x in inputs))
         predicted.append(task.predictor.apply(model, view))
     loss = task.local.loss.build()(jnp.concatenate(predicted), target)
-    return jnp.sum(batch.weight * jnp.mean(loss, axis=1)) / jnp.maximum(jnp.sum(batch.weight), 1.0)
+    return jnp.sum(weight * jnp.mean(loss, axis=1)) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
 def scatter(size: int) -> np.ndarray:
@@ -220,10 +234,22 @@ def _result(task: Task, theta: Params, done: Progress, weight: Array, steps: Arr
         halves=clean[1],
         weight=jnp.where(finite, weight, 0.0),
         coverage={n: _coverage(n, d) for n, d in clean[0].items()},
+        aux=_sketches(task, clean[0], weight.shape[0]),
         state=done.optimizer if task.local.keep_state else None,
         loss=jnp.where(finite, done.loss / jnp.maximum(steps, 1), 0.0),
         finite=finite,
     )
+
+
+def _sketches(task: Task, delta: Params, size: int) -> dict[str, Array]:
+    """What the server may see of an update: a linear sketch of the leaves that a level owns."""
+    found = {}
+    for level, names in zip(task.layout.levels, task.layout.owned, strict=True):
+        if isinstance(level.grouping, ByUpdates):
+            count = size if task.layout.varying & set(names) else 1
+            own = {n: jnp.broadcast_to(delta[n], (count, *delta[n].shape[1:])) for n in names}
+            found[level.name] = sketch(own, sketch_key(), level.grouping.sketch)
+    return found
 
 
 def _halves(delta: Array, signed: Array, steps: Array) -> Array:

@@ -286,5 +286,5 @@ def _shared(
 def parent_of(fine: LevelState, coarse: LevelState) -> Array:
     """Row of the coarser level above each row of a nested finer one: int32 [group]."""
     parent = jnp.zeros(fine.mass.shape[0], jnp.int32)
-    known = fine.members.share[:, 0] > 0  # an unknown group is written as row 0, which it does not use
-    return parent.at[fine.members.group[:, 0]].max(jnp.where(known, coarse.members.group[:, 0], 0))
+    known = fine.members.share > 0  # an unknown group is written as row 0, which it does not use
+    return parent.at[fine.members.group].max(jnp.where(known, coarse.members.group[:, :1], 0))

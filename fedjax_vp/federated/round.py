@@ -13,19 +13,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_vp.errors import UserError
-from fedjax_vp.federated import levels, operations, participation, pooling, server
+from fedjax_vp.federated import assignment, levels, operations, participation, pooling, server
+from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated.batches import num_steps
 from fedjax_vp.federated.federation import Arrays, Federation, client_windows
 from fedjax_vp.federated.levels import Layout, LevelState
 from fedjax_vp.federated.local import Client, ClientResult, Task, local_update, optimizer, slots, weigh
 from fedjax_vp.federated.pooling import Totals, Unit
-from fedjax_vp.federated.settings import Engine, Method
-from fedjax_vp.models.base import Params, Predictor
+from fedjax_vp.federated.settings import Method
+from fedjax_vp.federated.simulator import Simulator as Simulator
+from fedjax_vp.federated.simulator import simulator as simulator
+from fedjax_vp.models.base import Params
 
 
 class State(NamedTuple):
@@ -55,57 +56,7 @@ class RoundInfo(NamedTuple):
     sessions_down: Int[Array, ""]  # sessions of the invited clients, and of those that reported
     sessions_up: Int[Array, ""]
     healthy: Bool[Array, ""]  # the server's rows are finite, and not every client was left out
-
-
-class Simulator(NamedTuple):
-    """Static parts of a run."""
-
-    task: Task
-    method: Method
-    groupings: list[levels.Grouping]
-    mesh: Mesh
-    block: int
-
-    @property
-    def layout(self) -> Layout:
-        """Static facts of the hierarchy."""
-        return self.task.layout
-
-    @property
-    def federation(self) -> Federation:
-        """The federation."""
-        return self.task.federation
-
-
-def simulator(federation: Federation, predictor: Predictor, method: Method, engine: Engine) -> Simulator:
-    """Fits a method to a federation: groups, ownership, device mesh and block size."""
-    leaves = sorted(jax.eval_shape(predictor.init, jax.random.key(0)))
-    groupings = [levels.grouping(federation.labels, level.by) for level in method.levels]
-    layout = levels.layout(method, groupings, leaves, client_of(federation))
-    task = Task(federation, layout, predictor, method.local, method.pooling)
-    if not task.mixed and (method.local.epochs is not None or not method.local.batch):
-        raise UserError(
-            "local.epochs and local.batch: 0 pass over all windows of a client with one model; here a level "
-            "tells the client's sessions apart: give local.steps and a batch, or client: session"
-        )
-    devices = jax.devices()[: engine.devices or None]
-    if len(devices) < engine.devices:
-        raise UserError(f"engine.devices is {engine.devices}, but JAX has {len(devices)}: give 0 for all")
-    size = participation.cohort_size(method.participation, federation.num_clients)
-    share = -(-size // len(devices))  # clients of a device
-    most = engine.client_block or (1 if devices[0].platform == "cpu" else 256)
-    block = -(-share // -(-share // most))  # blocks of one size, with the least padding
-    return Simulator(task, method, groupings, Mesh(np.array(devices), ("clients",)), block)
-
-
-def client_of(federation: Federation) -> np.ndarray:
-    """Client of each session, -1 where it has no training windows: int [session]."""
-    bags = federation.arrays.bags
-    owner = np.full(federation.num_sessions, -1)
-    owner[np.asarray(bags.session)] = np.repeat(
-        np.arange(federation.num_clients), np.diff(np.asarray(bags.first))
-    )
-    return owner
+    moved: Int[Array, "level"]  # units that changed groups at the start of the round
 
 
 def hyper(method: Method, num_rounds: int) -> Hyper:
@@ -133,7 +84,7 @@ def init(sim: Simulator, seed: Int[Array, ""]) -> State:
         )
         count = sim.federation.num_clients
         clients = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), one)
-    states = levels.init(sim.layout, sim.groupings, params)
+    states = learned_of.begin(sim.layout, sim.groupings, sim.task.predictor.init, _key(seed))
     state = State(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.int32), states, clients)
     return jax.tree.map(jnp.copy, state)  # no buffer twice, so that a chunk may take them all over
 
@@ -157,17 +108,17 @@ def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, 
         clients = Client(cohort.client, cohort.reports, keys, private)
         clock = (state.round, numbers.num_rounds)
         lr = numbers.local_lr * server.factor(sim.method.local.schedule, *clock)
-        totals, private, loss, finite = train(clients, state.levels, arrays, lr)
+        dealt, moved = assignment.assign(sim, state.levels, arrays, clients, state.round)
+        totals, private, loss, finite, seen = train(clients, dealt, arrays, lr)
         reported = cohort.reports & finite
-        rows = pooling.pool(
-            sim.layout, state.levels, totals, _population(sim, arrays, params), numbers.pooling, clock
-        )
+        rows = pooling.pool(sim.layout, dealt, totals, _population(sim, arrays, params), numbers.pooling, clock)
+        rows = learned_of.observe_updates(sim.layout, dealt, rows, seen)
         rows = _absorb(sim.layout, rows, state.round)
         # Padded places and drop-outs write nowhere.
         target = jnp.where(reported, cohort.client, sim.federation.num_clients)
         kept = jax.tree.map(lambda x, new: x.at[target].set(new, mode="drop"), state.clients, private)
         new = State(state.round + 1, state.seed, rows, kept)
-        return new, _info(new, arrays, cohort, reported, loss)
+        return new, _info(new, arrays, cohort, reported, loss)._replace(moved=moved)
 
     return round_fn
 
@@ -187,6 +138,7 @@ def _info(
         sessions_down=jnp.sum(jnp.where(cohort.invited, sessions, 0)),
         sessions_up=jnp.sum(jnp.where(reported, sessions, 0)),
         healthy=finite & ((count > 0) | (lost == 0)),
+        moved=jnp.zeros(len(state.levels), jnp.int32),
     )
 
 
@@ -206,23 +158,24 @@ def _deal(sim: Simulator, cohort: participation.Cohort, arrays: Arrays) -> parti
     return participation.Cohort(*(x[place] for x in cohort))
 
 
-def _sharded(sim: Simulator, params: pooling.Shapes) -> Callable[..., tuple[Totals, Any, Array, Array]]:
+def _sharded(sim: Simulator, params: pooling.Shapes) -> Callable[..., tuple[Totals, Any, Array, Array, learned_of.Seen]]:
     """Trains a dealt cohort on all devices; sums come back whole, the clients' own outputs sharded."""
     task, layout = sim.task, sim.layout
 
     def device_fn(
         clients: Client, states: tuple[LevelState, ...], arrays: Arrays, lr: Array
-    ) -> tuple[Totals, Any, Array, Array]:
+    ) -> tuple[Totals, Any, Array, Array, learned_of.Seen]:
         blocks = jax.tree.map(lambda x: x.reshape(-1, sim.block, *x.shape[1:]), clients)
 
         def block_fn(totals: Totals, block: Client) -> tuple[Totals, tuple]:
             result = _train_block(task, states, arrays, block, lr)
             session = jax.vmap(lambda c: _sessions(task, arrays, c))(block.index)  # over the block
             totals = pooling.add(totals, states, layout, _units(task, result, session))
-            return totals, (result.state, result.loss, result.finite)
+            seen = learned_of.Seen(session, result.weight, result.aux)
+            return totals, (result.state, result.loss, result.finite, seen)
 
-        totals, (private, loss, finite) = jax.lax.scan(block_fn, pooling.zeros(layout, params), blocks)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (private, loss, finite))
+        totals, outputs = jax.lax.scan(block_fn, pooling.zeros(layout, params), blocks)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
         return jax.lax.psum(totals, "clients"), *flat
 
     own, whole = PartitionSpec("clients"), PartitionSpec()
@@ -230,7 +183,7 @@ def _sharded(sim: Simulator, params: pooling.Shapes) -> Callable[..., tuple[Tota
         device_fn,
         mesh=sim.mesh,
         in_specs=(own, whole, whole, whole),
-        out_specs=(whole, own, own, own),
+        out_specs=(whole, own, own, own, own),
         check_vma=False,
     )
 

@@ -1,0 +1,226 @@
+"""Loss-based grouping inside a round: each unit joins the row that predicts its training windows best.
+
+    share_u <- one-hot argmin_k F_u(theta^(<l) + delta_l[k])                                       (1)
+
+IFCA (Ghosh, Chung, Yin, Ramchandran, "An Efficient Framework for Clustered Federated Learning", NeurIPS 2020):
+(1) is taken at the start of a round, on training windows only. Averaging the gradients of one full-batch step
+(`denominator: participants`) or the models of many (`group`) are its two forms. With `soft`, a unit uses all
+rows, each as much as the share of windows that it predicts best (FedSoft: Ruan, Joe-Wong, AAAI 2022).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from fedjax_vp.federated import learned as learned_of
+from fedjax_vp.federated import levels
+from fedjax_vp.federated.federation import Arrays, gather
+from fedjax_vp.federated.grouping.settings import IFCA
+from fedjax_vp.federated.learned import Learned
+from fedjax_vp.federated.levels import LevelState
+from fedjax_vp.federated.local import Client, Task, slots
+from fedjax_vp.federated.simulator import Simulator
+
+
+class Chosen(NamedTuple):
+    """Windows that candidates are judged by."""
+
+    session: Int[Array, ""]  # whose model is asked for
+    windows: tuple[Int[Array, "window"], Int[Array, "window"]]  # session and now of each
+    weight: Float[Array, "window"]
+
+
+def assign(
+    sim: Simulator,
+    states: tuple[LevelState, ...],
+    arrays: Arrays,
+    clients: Client,
+    round_index: Int[Array, ""],
+    training: bool = True,
+) -> tuple[tuple[LevelState, ...], Int[Array, "level"]]:
+    """Moves the participants' units at every loss-based level, coarse to fine.
+
+    Args:
+        sim: static parts.
+        states: rows of every level.
+        arrays: the federation.
+        clients: the participants.
+        round_index: of this round.
+        training: False chooses among the rows as they are: none is started or seeded anew.
+
+    Returns:
+        The levels, and how many units changed groups at each.
+    """
+    moved = [jnp.zeros((), jnp.int32)] * len(states)
+    for index, level in enumerate(sim.layout.levels):
+        if not isinstance(level.grouping, IFCA):
+            continue
+        if training:
+            states = _diverge(sim, states, index, round_index)
+        value, weight = _judge(sim, index, states, arrays, clients)
+        session = jax.vmap(lambda c: slots(arrays, c, weight.shape[1])[0])(clients.index)  # over the cohort
+        state, known = states[index], states[index].learned
+        known, heard = learned_of.observe(
+            known, session.reshape(-1), weight.reshape(-1), value.reshape(weight.size, -1), level.grouping.memory
+        )
+        before = learned_of.row_of(known)
+        share = _share(level.grouping, known, heard, round_index)
+        state = learned_of.with_share(state, known, share, level.grouping.soft)
+        if training and level.grouping.reseed and not level.grouping.soft:
+            active = round_index > level.grouping.warmup + level.grouping.hold
+            state = _reseed(state, heard & active)
+        moved[index] = jnp.sum(learned_of.row_of(state.learned) != before)
+        states = (*states[:index], state, *states[index + 1 :])
+    return states, jnp.stack(moved)
+
+
+def _share(
+    settings: IFCA, known: Learned, heard: Bool[Array, "unit"], round_index: Int[Array, ""]
+) -> Float[Array, "unit group"]:
+    """(1), or one group for all while warming up, or random groups while the rows are held apart."""
+    groups = known.share.shape[1]
+    if settings.soft:
+        share = jnp.maximum(known.signal, settings.floor)
+        share = share / jnp.sum(share, axis=1, keepdims=True)
+    else:
+        share = jax.nn.one_hot(jnp.argmin(known.signal, axis=1), groups)
+    share = jnp.where(heard[:, None], share, known.share)
+    key = jax.random.key(2)
+    units = jnp.arange(known.seen.shape[0])
+    dealt = jax.vmap(lambda u: jax.random.randint(jax.random.fold_in(key, u), (), 0, groups))(units)
+    held = round_index < settings.warmup + settings.hold
+    share = jnp.where(held, jax.nn.one_hot(dealt, groups), share)
+    return jnp.where(round_index < settings.warmup, jax.nn.one_hot(0 * units, groups), share)
+
+
+def _judge(
+    sim: Simulator, index: int, states: tuple[LevelState, ...], arrays: Arrays, clients: Client
+) -> tuple[Float[Array, "client slot group"], Float[Array, "client slot"]]:
+    """What the participants think of the candidate rows, on all devices; weight 0 for who does not report."""
+
+    def device_fn(clients: Client, states: tuple, arrays: Arrays) -> tuple[Array, Array]:
+        def one(client: Client) -> tuple[Array, Array]:
+            return candidates(sim.task, states, arrays, index, client)
+
+        return jax.lax.map(one, clients, batch_size=None if sim.block == 1 else sim.block)
+
+    own, whole = PartitionSpec("clients"), PartitionSpec()
+    sharded = jax.shard_map(
+        device_fn, mesh=sim.mesh, in_specs=(own, whole, whole), out_specs=own, check_vma=False
+    )
+    return sharded(clients._replace(state=None), states, arrays)
+
+
+def candidates(
+    task: Task, states: tuple[LevelState, ...], arrays: Arrays, index: int, client: Client
+) -> tuple[Float[Array, "slot group"], Float[Array, "slot"]]:
+    """One client's verdict on the rows it may join, on training windows: for each of its sessions, or in all.
+
+    Returns:
+        Mean losses (shares of windows won where memberships are soft), and their weights: the windows.
+    """
+    settings = cast(IFCA, task.layout.levels[index].grouping)
+    federation, bags = task.federation, arrays.bags
+    session, real = slots(arrays, client.index, federation.max_sessions if task.layout.varying else 1)
+    first = bags.first[client.index]
+
+    def one(slot: Int[Array, ""]) -> tuple[Array, Array]:
+        member = first + jnp.where(real[slot], slot, 0)
+        end = bags.first[client.index + 1] if task.mixed else member + 1
+        begin, count = bags.rank[member], bags.rank[end] - bags.rank[member]
+        size = settings.windows or federation.max_windows
+        place = jnp.arange(size)
+        if settings.windows:
+            key = jax.random.fold_in(jax.random.fold_in(client.key, 7), slot)
+            place = jax.random.randint(key, (size,), 0, jnp.maximum(count, 1))
+        rank = begin + jnp.minimum(place, jnp.maximum(count, 1) - 1)
+        at = jnp.clip(jnp.searchsorted(bags.rank, rank, side="right") - 1, 0, bags.session.shape[0] - 1)
+        owner = bags.session[at]
+        now = arrays.train.now[owner, rank - bags.rank[at]]
+        weight = jnp.where(settings.windows > 0, 1.0, (place < count).astype(jnp.float32))
+        verdict = judge(task, states, arrays, index, Chosen(session[slot], (owner, now), weight))
+        return verdict, jnp.where(real[slot] & client.reports, count, 0).astype(jnp.float32)
+
+    return jax.lax.map(one, jnp.arange(session.shape[0]))
+
+
+def judge(
+    task: Task, states: tuple[LevelState, ...], arrays: Arrays, index: int, chosen: Chosen
+) -> Float[Array, "group"]:
+    """Mean loss of each candidate row of a session (or the share of windows it predicts best, where soft).
+
+    A candidate is the prefix of the hierarchy that ends at this level: finer rows were trained on top of the
+    row the session has now, and would speak for it.
+    """
+    settings = task.layout.levels[index].grouping
+    state, learned = states[index], states[index].learned
+    unit = jnp.maximum(learned.unit[chosen.session], 0)
+    groups = learned.share.shape[1]
+    above = states[:index]
+    leaves = sorted({n for names in task.layout.owned for n in names})
+    shapes = {n: s.rows[n].shape[1:] for s in states for n in s.rows}
+
+    def base(leaf: str) -> Array:
+        if any(leaf in s.rows for s in above):
+            return levels.compose(above, chosen.session[None], leaf)[0]
+        return jnp.zeros(shapes[leaf])
+
+    theta = {n: base(n) for n in leaves}
+    inputs, target = gather(arrays, task.federation.shape, *chosen.windows)
+    loss_fn = task.local.loss.build()
+
+    def one(group: Int[Array, ""]) -> Array:
+        row = learned.within[unit] * groups + group
+        model = {n: p + state.rows[n][row] if n in state.rows else p for n, p in theta.items()}
+        return jnp.mean(loss_fn(task.predictor.apply(model, inputs), target), axis=1)
+
+    loss = jax.lax.map(one, jnp.arange(groups))  # [group, window]
+    if isinstance(settings, IFCA) and settings.soft:
+        loss = jax.nn.one_hot(jnp.argmin(loss, axis=0), groups, axis=0)
+    weight = chosen.weight / jnp.maximum(jnp.sum(chosen.weight), 1.0)
+    return loss @ weight
+
+
+def _diverge(
+    sim: Simulator, states: tuple[LevelState, ...], index: int, round_index: Int[Array, ""]
+) -> tuple[LevelState, ...]:
+    """Breaks the symmetry of the rows when the warm-up ends."""
+    settings = cast(IFCA, sim.layout.levels[index].grouping)
+    if not settings.warmup:
+        return states  # the rows differ from the start
+    rows = learned_of.perturbed(sim.layout, states, index, 0.0 if settings.hold else settings.spread)
+    turn = round_index == settings.warmup
+    new = {n: jnp.where(turn, rows[n], old) for n, old in states[index].rows.items()}
+    return (*states[:index], states[index]._replace(rows=new), *states[index + 1 :])
+
+
+def _reseed(state: LevelState, heard: Bool[Array, "unit"]) -> LevelState:
+    """Gives a row nobody uses to the worst-served unit of its parent group, starting from that unit's row."""
+    learned = cast(Learned, state.learned)
+    groups = learned.share.shape[1]
+    rows = state.mass.shape[0]
+    parents = rows // groups
+    row = learned_of.row_of(learned)
+    users = jnp.zeros(rows).at[row].add((learned.seen > 0).astype(jnp.float32))
+    dead = users.reshape(parents, groups) == 0
+    target = jnp.argmax(dead, axis=1)
+    served = jnp.min(learned.signal, axis=1)
+    may = heard & (users[row] > 1)
+    served = jnp.where(may, served, -jnp.inf)
+    worst = jnp.full(parents, -jnp.inf).at[learned.within].max(served)
+    is_worst = may & (served == worst[learned.within]) & dead.any(axis=1)[learned.within]
+    units = jnp.arange(row.shape[0])
+    chosen = jnp.full(parents, -1).at[learned.within].max(jnp.where(is_worst, units, -1))
+    do = chosen >= 0
+    source = row[jnp.maximum(chosen, 0)]
+    into = jnp.where(do, jnp.arange(parents) * groups + target, rows)  # beyond the end: dropped
+    moved = jax.tree.map(lambda x: x.at[into].set(x[source], mode="drop"), (state.rows, state.optimizer))
+    share = learned.share.at[jnp.where(do, chosen, row.shape[0])].set(
+        jax.nn.one_hot(target, groups), mode="drop"
+    )
+    return learned_of.with_share(state._replace(rows=moved[0], optimizer=moved[1]), learned, share)

@@ -1,0 +1,219 @@
+"""Learned groupings in the engine: units, what is known of them, and the rows that follow from it.
+
+A unit (`grouping.of` within the level's `by`) is moved as one. Group a of the units in parent group w has row
+w * groups + a. All of this is part of the state of a run, so that it is traced, checkpointed and vmapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fedjax_vp.federated import levels
+from fedjax_vp.federated.grouping.settings import CFL, IFCA, ByUpdates
+from fedjax_vp.federated.grouping.sketch import sketch
+from fedjax_vp.federated.levels import Grouping, Layout, LevelState, Membership
+from fedjax_vp.federated.settings import Level
+from fedjax_vp.models.base import Params
+
+
+class Learned(NamedTuple):
+    """What the server knows of a level's units."""
+
+    unit: Int[Array, "session"]  # -1 where unknown
+    within: Int[Array, "unit"]  # parent group of each unit
+    share: Float[Array, "unit group"]  # of each group in the unit's model: one-hot unless soft
+    seen: Float[Array, "unit"]  # weight of evidence; 0: never took part
+    signal: Float[Array, "unit q"]  # losses of the candidates, or sketches of updates
+    peak: Float[Array, ""]  # largest norm of a mean update so far (CFL)
+
+
+class Seen(NamedTuple):
+    """What the server is shown of the participants' updates."""
+
+    session: Int[Array, "client slot"]
+    weight: Float[Array, "client slot"]
+    sketch: dict[str, Array]  # by level: [client, slot or 1, q]
+
+
+def begin(
+    layout: Layout, groupings: list[Grouping], init_fn: Callable[[Array], Params], key: Array
+) -> tuple[LevelState, ...]:
+    """Rows of every level before the first round, with their units where groups are learned."""
+    params = init_fn(jax.random.fold_in(key, 0))
+    states = levels.init(layout, groupings, params)
+    for index, (level, group) in enumerate(zip(layout.levels, groupings, strict=True)):
+        settings = settings_of(level)
+        if settings is None:
+            continue
+        known = init(level, group, params, layout.owned[index])
+        state = states[index]._replace(learned=known, members=members(known, group.soft))
+        states = (*states[:index], state, *states[index + 1 :])
+        if isinstance(settings, IFCA) and not settings.warmup:
+            rows = perturbed(layout, states, index, settings.spread)
+            if settings.start == "keys":
+                rows |= _fresh(layout, state, index, init_fn, key)
+            states = (*states[:index], state._replace(rows=rows), *states[index + 1 :])
+    return states
+
+
+def _fresh(
+    layout: Layout, state: LevelState, index: int, init_fn: Callable[[Array], Params], key: Array
+) -> Params:
+    """The leaves a level is the first to own, from a key for each group."""
+    groups = state.learned.share.shape[1]
+    models = jax.vmap(lambda k: init_fn(jax.random.fold_in(key, 1000 + k)))(jnp.arange(groups))  # over groups
+    rows = {}
+    for leaf, row in state.rows.items():
+        if layout.coarsest(leaf) == index:
+            rows[leaf] = jnp.tile(models[leaf], (row.shape[0] // groups, *(1,) * (row.ndim - 1)))
+    return rows
+
+
+def perturbed(layout: Layout, states: tuple[LevelState, ...], index: int, spread: float) -> Params:
+    """Copies of each parent group's first row, each moved by noise in proportion to the model's own size."""
+    groups = states[index].learned.share.shape[1]
+    rows = {}
+    for place, (leaf, row) in enumerate(sorted(states[index].rows.items())):
+        first = row[::groups]
+        copied = jnp.repeat(first, groups, axis=0)
+        owner = states[layout.coarsest(leaf)].rows[leaf][0]
+        size = jnp.sqrt(jnp.mean(owner**2))
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(3), place), (groups, *row.shape[1:]))
+        rows[leaf] = copied + spread * size * jnp.tile(noise, (first.shape[0], *(1,) * (row.ndim - 1)))
+    return rows
+
+
+def init(level: Level, grouping: Grouping, params: Params, names: tuple[str, ...]) -> Learned:
+    """Every unit in group 0 of its parent group, and nothing known."""
+    assert grouping.unit is not None
+    settings = level.grouping
+    assert isinstance(settings, IFCA | ByUpdates)
+    units = int(grouping.unit.max()) + 1
+    within = jnp.zeros(units, jnp.int32).at[grouping.unit].max(jnp.maximum(grouping.code, 0), mode="drop")
+    size = settings.groups
+    if isinstance(settings, ByUpdates):
+        size = settings.sketch or sum(params[n].size for n in names)
+    return Learned(
+        unit=jnp.asarray(grouping.unit),
+        within=within,
+        share=jnp.zeros((units, settings.groups)).at[:, 0].set(1.0),
+        seen=jnp.zeros(units),
+        signal=jnp.zeros((units, size)),
+        peak=jnp.zeros(()),
+    )
+
+
+def members(learned: Learned, soft: bool) -> Membership:
+    """Rows of every session: one, or all of its parent group where memberships are soft."""
+    groups = learned.share.shape[1]
+    unit = jnp.maximum(learned.unit, 0)
+    known = (learned.unit >= 0).astype(jnp.float32)[:, None]
+    first = learned.within[unit][:, None] * groups
+    if soft:
+        return Membership(first + jnp.arange(groups)[None, :], known * learned.share[unit])
+    group = jnp.argmax(learned.share, axis=1).astype(jnp.int32)
+    return Membership(first + group[unit][:, None], known)
+
+
+def row_of(learned: Learned) -> Int[Array, "unit"]:
+    """The row of each unit's (main) group."""
+    groups = learned.share.shape[1]
+    return learned.within * groups + jnp.argmax(learned.share, axis=1).astype(jnp.int32)
+
+
+def observe(
+    learned: Learned,
+    session: Int[Array, "report"],
+    weight: Float[Array, "report"],
+    value: Float[Array, "report q"],
+    memory: float,
+) -> tuple[Learned, Bool[Array, "unit"]]:
+    """Adds reports to what is known of their units: weighted means, of which earlier ones keep a share.
+
+    Args:
+        learned: what was known.
+        session: whose report it is; several sessions of a unit are averaged.
+        weight: of each report; 0 leaves it out.
+        value: losses or a sketch.
+        memory: share of the earlier mean that a unit keeps.
+
+    Returns:
+        What is known now, and which units were heard of.
+    """
+    units = learned.seen.shape[0]
+    unit = jnp.where(weight > 0, learned.unit[session], -1)
+    unit = jnp.where(unit < 0, units, unit)  # beyond the end: dropped
+    total = jnp.zeros(units).at[unit].add(weight, mode="drop")
+    summed = jnp.zeros_like(learned.signal).at[unit].add(weight[:, None] * value, mode="drop")
+    heard = total > 0
+    mean = summed / jnp.where(heard, total, 1.0)[:, None]
+    keep = jnp.where(learned.seen > 0, memory, 0.0)[:, None]
+    signal = jnp.where(heard[:, None], keep * learned.signal + (1 - keep) * mean, learned.signal)
+    return learned._replace(signal=signal, seen=learned.seen + total), heard
+
+
+def observe_updates(
+    layout: Layout, before: tuple[LevelState, ...], after: tuple[LevelState, ...], seen: Seen
+) -> tuple[LevelState, ...]:
+    """Adds a round's sketches to what is known of the units of levels that group by updates.
+
+    An update counts from the middle of its parent group's rows, so that those of units in different groups
+    can be compared; CFL compares within a group only, and takes updates as they are.
+    """
+    states = list(after)
+    for index, level in enumerate(layout.levels):
+        settings = level.grouping
+        if not isinstance(settings, ByUpdates):
+            continue
+        value = seen.sketch[level.name]
+        slots = value.shape[1]
+        weight = seen.weight if slots == seen.weight.shape[1] else seen.weight.sum(axis=1, keepdims=True)
+        session, weight = seen.session[:, :slots].reshape(-1), weight.reshape(-1)
+        value = value.reshape(-1, value.shape[-1])
+        old = before[index]
+        row = row_of(old.learned)[jnp.maximum(old.learned.unit[session], 0)]
+        rows = old.mass.shape[0]
+        summed = jnp.zeros((rows, value.shape[1])).at[row].add(weight[:, None] * value)
+        total = jnp.zeros(rows).at[row].add(weight)
+        norm = jnp.linalg.norm(summed / jnp.where(total > 0, total, 1.0)[:, None], axis=1)
+        if not isinstance(settings, CFL):
+            place = sketch(old.rows, sketch_key(), settings.sketch)
+            middle = place.reshape(-1, settings.groups, place.shape[1]).mean(axis=1, keepdims=True)
+            place = (place.reshape(-1, settings.groups, place.shape[1]) - middle).reshape(place.shape)
+            value = value + place[row]
+        learned, _ = observe(old.learned, session, weight, value, settings.memory)
+        learned = learned._replace(peak=jnp.maximum(learned.peak, jnp.max(norm)))
+        states[index] = after[index]._replace(learned=learned)
+    return tuple(states)
+
+
+def sketch_key() -> Array:
+    """Key of the signs of all sketches: the same for all clients and rounds."""
+    return jax.random.key(5)
+
+
+def with_share(
+    state: LevelState, learned: Learned, share: Float[Array, "unit group"], soft: bool = False
+) -> LevelState:
+    """The level after its units have moved."""
+    learned = learned._replace(share=share)
+    return state._replace(learned=learned, members=members(learned, soft))
+
+
+def popular(learned: Learned, parents: int) -> Int[Array, "parent"]:
+    """The row most units of each parent group use: where a unit of which nothing is known is sent."""
+    groups = learned.share.shape[1]
+    use = jax.ops.segment_sum(
+        learned.share * (learned.seen > 0).astype(jnp.float32)[:, None], learned.within, parents
+    )
+    return jnp.arange(parents) * groups + jnp.argmax(use, axis=1).astype(jnp.int32)
+
+
+def settings_of(level: Level) -> Any:
+    """The level's learned grouping, None where its groups are known."""
+    return level.grouping if isinstance(level.grouping, IFCA | ByUpdates) else None

@@ -1,0 +1,103 @@
+"""Which rows a session uses when it is evaluated: newcomers are placed in groups that others have learned.
+
+A unit that trained keeps its group; at a loss-based level all training units choose once more, on their
+training windows and with the rows as they are now. A session whose unit never trained (an unseen user or
+video) joins the row with the least loss on its `adapt` windows: its first seconds, before any test window.
+Without such windows it uses the row most units use where the level is the coarsest owner of a leaf, and
+otherwise none: a zero row, so that the levels above speak for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from fedjax_vp.federated import assignment, levels
+from fedjax_vp.federated import learned as learned_of
+from fedjax_vp.federated.assignment import Chosen
+from fedjax_vp.federated.federation import Arrays
+from fedjax_vp.federated.grouping.settings import IFCA
+from fedjax_vp.federated.local import Client
+from fedjax_vp.federated.round import State
+from fedjax_vp.federated.simulator import Simulator
+
+def make_place(sim: Simulator) -> Callable[[State], State]:
+    """A function from a state to the same state with every session that can be placed in a group."""
+    learned = [i for i, level in enumerate(sim.layout.levels) if learned_of.settings_of(level)]
+    if not learned:
+        return lambda state: state
+    newcomers = {i: _newcomers(sim, i) for i in learned}
+
+    @jax.jit
+    def place(state: State, arrays: Arrays, newcomers: dict[int, Int[Array, "newcomer"]]) -> State:
+        states = _choose_again(sim, state, arrays)
+        for index in learned:
+            states = _place_level(sim, states, arrays, index, newcomers[index])
+        return state._replace(levels=states)
+
+    return lambda state: place(state, sim.federation.arrays, newcomers)
+
+
+def _newcomers(sim: Simulator, index: int) -> Int[Array, "newcomer"]:
+    """Sessions with adapt windows whose unit has no training window."""
+    arrays, unit = sim.federation.arrays, sim.groupings[index].unit
+    assert unit is not None
+    trains = np.asarray(arrays.train.count) > 0
+    old = np.unique(unit[trains])
+    early = np.asarray(arrays.adapt.count) > 0
+    return jnp.asarray(np.flatnonzero(early & ~np.isin(unit, old)), jnp.int32)
+
+
+def _choose_again(sim: Simulator, state: State, arrays: Arrays) -> tuple[levels.LevelState, ...]:
+    """Every training unit's choice among the rows as they are now, at loss-based levels."""
+    if not any(isinstance(level.grouping, IFCA) for level in sim.layout.levels):
+        return state.levels
+    devices = sim.mesh.size
+    count = sim.federation.num_clients
+    padded = -(-count // devices) * devices
+    index = jnp.minimum(jnp.arange(padded), count - 1)
+    key = jax.random.fold_in(jax.random.key(4), state.seed)
+    keys = jax.vmap(lambda c: jax.random.fold_in(key, c))(index)  # over clients
+    clients = Client(index, jnp.arange(padded) < count, keys, None)
+    return assignment.assign(sim, state.levels, arrays, clients, state.round, training=False)[0]
+
+
+def _place_level(
+    sim: Simulator,
+    states: tuple[levels.LevelState, ...],
+    arrays: Arrays,
+    index: int,
+    newcomers: Int[Array, "newcomer"],
+) -> tuple[levels.LevelState, ...]:
+    state, known = states[index], states[index].learned
+    groups = known.share.shape[1]
+    parents = state.mass.shape[0] // groups
+    first_owner = any(sim.layout.coarsest(leaf) == index for leaf in sim.layout.owned[index])
+    unit = jnp.maximum(known.unit, 0)
+    stranger = (known.unit < 0) | (known.seen[unit] == 0)
+    # A session that is unknown at the label above, too, can only be sent to where most of parent 0 are.
+    usual = learned_of.popular(known, parents)[known.within[unit]]
+    group = jnp.where(stranger[:, None], usual[:, None], state.members.group)
+    share = jnp.where(stranger[:, None], 0.0, state.members.share)
+    share = share.at[:, 0].set(jnp.where(stranger, jnp.float32(first_owner), share[:, 0]))
+    states = (*states[:index], state._replace(members=levels.Membership(group, share)), *states[index + 1 :])
+    if not newcomers.size:
+        return states
+
+    def one(session: Int[Array, ""]) -> Array:
+        now = arrays.adapt.now[session]
+        weight = (jnp.arange(now.shape[0]) < arrays.adapt.count[session]).astype(jnp.float32)
+        chosen = Chosen(session, (jnp.full(now.shape, session), now), weight)
+        verdict = assignment.judge(sim.task, states, arrays, index, chosen)
+        best = jnp.argmax(verdict) if sim.groupings[index].soft else jnp.argmin(verdict)
+        return known.within[jnp.maximum(known.unit[session], 0)] * groups + best
+
+    row = jax.lax.map(one, newcomers)
+    placeable = (known.unit[newcomers] >= 0).astype(jnp.float32)
+    group = group.at[newcomers, 0].set(row)
+    share = share.at[newcomers, 0].max(placeable)
+    return (*states[:index], state._replace(members=levels.Membership(group, share)), *states[index + 1 :])

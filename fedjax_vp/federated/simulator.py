@@ -1,0 +1,68 @@
+"""A method fitted to a federation: groups, ownership, device mesh and block size."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fedjax_vp.errors import UserError
+from fedjax_vp.federated import levels, participation
+from fedjax_vp.federated.federation import Federation
+from fedjax_vp.federated.levels import Layout
+from fedjax_vp.federated.local import Task
+from fedjax_vp.federated.settings import Engine, Method
+from fedjax_vp.models.base import Predictor
+
+
+class Simulator(NamedTuple):
+    """Static parts of a run."""
+
+    task: Task
+    method: Method
+    groupings: list[levels.Grouping]
+    mesh: Mesh
+    block: int
+
+    @property
+    def layout(self) -> Layout:
+        """Static facts of the hierarchy."""
+        return self.task.layout
+
+    @property
+    def federation(self) -> Federation:
+        """The federation."""
+        return self.task.federation
+
+
+def simulator(federation: Federation, predictor: Predictor, method: Method, engine: Engine) -> Simulator:
+    """Fits a method to a federation: groups, ownership, device mesh and block size."""
+    leaves = sorted(jax.eval_shape(predictor.init, jax.random.key(0)))
+    groupings = levels.groupings_of(federation.labels, method.levels)
+    layout = levels.layout(method, groupings, leaves, client_of(federation))
+    task = Task(federation, layout, predictor, method.local, method.pooling)
+    if not task.mixed and (method.local.epochs is not None or not method.local.batch):
+        raise UserError(
+            "local.epochs and local.batch: 0 pass over all windows of a client with one model; here a level "
+            "tells the client's sessions apart: give local.steps and a batch, or client: session"
+        )
+    devices = jax.devices()[: engine.devices or None]
+    if len(devices) < engine.devices:
+        raise UserError(f"engine.devices is {engine.devices}, but JAX has {len(devices)}: give 0 for all")
+    size = participation.cohort_size(method.participation, federation.num_clients)
+    share = -(-size // len(devices))  # clients of a device
+    most = engine.client_block or (1 if devices[0].platform == "cpu" else 256)
+    block = -(-share // -(-share // most))  # blocks of one size, with the least padding
+    return Simulator(task, method, groupings, Mesh(np.array(devices), ("clients",)), block)
+
+
+def client_of(federation: Federation) -> np.ndarray:
+    """Client of each session, -1 where it has no training windows: int [session]."""
+    bags = federation.arrays.bags
+    owner = np.full(federation.num_sessions, -1)
+    owner[np.asarray(bags.session)] = np.repeat(
+        np.arange(federation.num_clients), np.diff(np.asarray(bags.first))
+    )
+    return owner
