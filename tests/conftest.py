@@ -1,4 +1,4 @@
-"""Strict settings of JAX for the whole suite, two host devices, and the place of the real traces."""
+"""Strict settings of JAX for the whole suite, two host devices, workers, and the place of the real traces."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ import pytest
 
 jax.config.update("jax_legacy_prng_key", "error")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+MOST_WORKERS = 4  # each holds its own JAX
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for each core where folders are asked for; chosen files and tests run in this process."""
+    if any(".py" in argument for argument in config.args):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
 
 
 @pytest.fixture(scope="session")
