@@ -19,8 +19,10 @@ from fedjax_vp.data.splits import Split
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.errors import UserError
 from fedjax_vp.evaluate import Evaluation, baseline, evaluate, examples, make_errors, make_mixing, own
+from fedjax_vp.federated import regrouping
 from fedjax_vp.federated import round as rounds_of
 from fedjax_vp.federated.federation import Federation, thin
+from fedjax_vp.federated.placement import make_place
 from fedjax_vp.federated.settings import Engine, Evaluate, Method
 from fedjax_vp.models.base import Predictor
 from fedjax_vp.models.static import Static
@@ -144,11 +146,13 @@ class _Run:
         self.log: dict[str, Any] = {
             "rounds": {name: [] for name in PER_ROUND},
             "looks": [],
+            "groups": [],
             "timings": dict.fromkeys(("compile_s", "wall_s", "evaluate_s", "clustering_s"), 0.0),
         }
         self.chunk: Callable[..., Any] | None = None
         self.errors = make_errors(own(self.sim), problem.federation.shape, self.sim.mesh, problem.evaluate)
         self.mixing = make_mixing(self.sim)
+        self.place = make_place(self.sim)
         self.quick = jax.jit(thin, static_argnums=1)(self.arrays.test, problem.evaluate.history_windows)
 
     @property
@@ -159,7 +163,8 @@ class _Run:
     def advance(self, checkpoints: Checkpoints) -> None:
         """Runs to the next chunk end or look, whichever comes first."""
         every, length = self.problem.evaluate.every, self.problem.engine.chunk
-        stop = min(self.rounds, *((self.done // n + 1) * n for n in (every, length)))
+        turn = regrouping.due(self.problem.method, self.done) or self.rounds
+        stop = min(self.rounds, turn, *((self.done // n + 1) * n for n in (every, length)))
         begun = time.perf_counter()
         if self.chunk is None:
             chunk = jax.jit(rounds_of.make_chunk(self.sim, length), donate_argnums=0)
@@ -175,13 +180,27 @@ class _Run:
         for name in PER_ROUND:
             self.log["rounds"][name] += getattr(info, name)[:count].tolist()
         self.log["timings"]["wall_s"] += time.perf_counter() - begun
+        if stop == turn:
+            self.regroup()
         if stop % every == 0 or stop == self.rounds:
             self.look()
+
+    def regroup(self) -> None:
+        """Groups units by their updates, at the levels whose turn it is."""
+        begun = time.perf_counter()
+        self.state, facts = regrouping.regroup(self.problem.method, self.state, self.done)
+        self.log["groups"] += facts
+        self.log["timings"]["clustering_s"] += time.perf_counter() - begun
+
+    def forecaster_state(self) -> tuple[Any, Any]:
+        """The state with newcomers in groups, and the weights of its prefixes."""
+        placed = self.place(self.state)
+        return placed, self.mixing(placed)
 
     def look(self) -> None:
         """Measures the error on a few windows of each test session."""
         begun = time.perf_counter()
-        found = evaluate(self.errors, (self.state, self.mixing(self.state)), self.sim, self.quick)
+        found = evaluate(self.errors, self.forecaster_state(), self.sim, self.quick)
         self.log["looks"].append([self.done, [float(x) for x in found.error_deg.mean(axis=0)]])
         self.log["timings"]["evaluate_s"] += time.perf_counter() - begun
 
@@ -219,7 +238,7 @@ class _Run:
 
         begun = time.perf_counter()
         problem, federation = self.problem, self.problem.federation
-        forecaster_state = (self.state, self.mixing(self.state))
+        forecaster_state = self.forecaster_state()
         found = evaluate(self.errors, forecaster_state, self.sim, self.arrays.test, tick)
         baselines = {}
         for name, settings in BASELINES.items():
