@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import toy
 
+from fedjax_vp.data.protocols import Protocol, UnseenBoth, UnseenUsers, WithinSession
+from fedjax_vp.data.splits import split
+from fedjax_vp.data.synthetic import Planted, Synthetic, generate
 from fedjax_vp.errors import UserError
-from fedjax_vp.federated.federation import Federation, build, client_windows, gather, thin
+from fedjax_vp.federated.federation import Federation, build, client_windows, gather, sampled, thin, traces_of
 
 TRACES = toy.traces()
 SPLIT = toy.split(TRACES, empty=(2, 7))
@@ -53,7 +56,7 @@ def test_every_training_window_belongs_to_one_client_of_its_owner(dealt: tuple[s
 def test_phases_are_the_masks(dealt: tuple[str, Federation]) -> None:
     _, fed = dealt
     for phase in ("train", "valid", "adapt", "test"):
-        now, count = (np.asarray(x) for x in getattr(fed.arrays, phase))
+        now, count = (np.asarray(x) for x in getattr(fed.arrays, phase)[:2])
         found = [(s, int(k)) for s in range(12) for k in now[s, : count[s]]]
         assert found == windows(getattr(SPLIT, phase))
 
@@ -107,3 +110,63 @@ def test_a_protocol_without_windows_is_refused(phase: str) -> None:
     empty = SPLIT._replace(**{phase: np.zeros_like(SPLIT.train)})
     with pytest.raises(UserError, match=f"toy: the protocol leaves no {phase} window"):
         build(TRACES, empty, toy.SHAPE)
+
+
+RAGGED = Planted(users=6, videos=5, duration_s=16.0, duration_power=0.5, min_duration_s=3.0, sessions_power=0.3)
+
+
+def both(settings: Planted | Synthetic, protocol: Protocol, client: str) -> tuple[Federation, Federation]:
+    """The same federation with its traces stored, and with traces that are generated."""
+    feds = []
+    for stored in (True, False):
+        traces = generate(replace(settings, stored=stored))
+        feds.append(build(traces, split(traces, protocol), toy.SHAPE, client))
+    return feds[0], feds[1]
+
+
+@pytest.mark.parametrize("client", ["session", "user"])
+@pytest.mark.parametrize("protocol", [WithinSession, UnseenUsers, UnseenBoth])
+def test_a_federation_that_stores_no_traces_has_the_same_windows(
+    protocol: type[Protocol], client: str
+) -> None:
+    kept, made = both(RAGGED, protocol(history_s=0.8, horizon_s=0.6, start_s=1.0), client)
+    assert made.arrays.direction.size == 0
+    for a, b in zip(kept.arrays.bags, made.arrays.bags, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert kept.labels.keys() == made.labels.keys()
+    for name, code in kept.labels.items():
+        np.testing.assert_array_equal(code, made.labels[name])
+    sessions = np.arange(kept.num_sessions)
+    for phase in ("train", "valid", "adapt", "test"):
+        a, b = (jax.device_get(getattr(fed.arrays, phase)) for fed in (kept, made))
+        np.testing.assert_array_equal(a.count, b.count)
+        for x, y, count in zip(a.of(sessions), b.of(sessions), a.count, strict=True):
+            np.testing.assert_array_equal(x[:count], y[:count])
+    assert (kept.max_windows, kept.max_sessions) == (made.max_windows, made.max_sessions)
+
+
+@pytest.mark.parametrize("settings", [replace(RAGGED, iid=True), Synthetic(users=3, videos=4, duration_s=12.0)])
+def test_generated_traces_are_those_that_would_be_stored(settings: Planted | Synthetic) -> None:
+    kept, made = both(settings, WithinSession(history_s=0.8, horizon_s=0.6, start_s=1.0), "session")
+    session = jnp.asarray([0, 5, 5, 9])
+    now = kept.arrays.train.at(session, jnp.asarray([0, 1, 0, 2]))
+    for fed in (kept, made):
+        traces, row = traces_of(fed.arrays, session)
+        assert traces.direction.shape[0] == (4 if fed is made else kept.num_sessions)
+        assert row.shape == session.shape
+    found = [gather(fed.arrays, toy.SHAPE, session, now) for fed in (kept, made)]
+    for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("most", [0, 3, 5, 99])
+def test_a_sample_of_the_tested_sessions_is_measured(most: int) -> None:
+    fed = toy.federation()
+    some = sampled(fed, most)
+    tested, kept = (np.flatnonzero(np.asarray(x.arrays.test.count)) for x in (fed, some))
+    assert len(kept) == min(most or 99, len(tested))
+    assert set(kept) <= set(tested)
+    np.testing.assert_array_equal(some.arrays.test.count[kept], fed.arrays.test.count[kept])
+    if len(kept) < len(tested):
+        assert np.diff(np.searchsorted(tested, kept)).max() <= -(-len(tested) // most)
+    np.testing.assert_array_equal(some.arrays.train.count, fed.arrays.train.count)

@@ -18,6 +18,7 @@ default 4 s) never change them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -52,12 +53,18 @@ _SLACK_S = 1e-6  # times are compared with round numbers
 
 
 class Split(NamedTuple):
-    """Disjoint masks over `now`; host side."""
+    """Disjoint masks over `now`, a row for each trace or for traces that are split alike; host side."""
 
-    train: np.ndarray  # bool [trace, time]
-    valid: np.ndarray  # bool [trace, time]
-    adapt: np.ndarray  # bool [trace, time]
-    test: np.ndarray  # bool [trace, time]
+    train: np.ndarray  # bool [row, time]
+    valid: np.ndarray  # bool [row, time]
+    adapt: np.ndarray  # bool [row, time]
+    test: np.ndarray  # bool [row, time]
+    row: np.ndarray | None = None  # int32 [trace]; None: trace i has row i
+
+    def windows(self, phase: str) -> np.ndarray:
+        """Windows of each trace in a phase: int [trace]."""
+        count = getattr(self, phase).sum(axis=1)
+        return count if self.row is None else count[self.row]
 
 
 def split(traces: TraceSet, protocol: Protocol) -> Split:
@@ -68,26 +75,61 @@ def split(traces: TraceSet, protocol: Protocol) -> Split:
         protocol: Settings of one of the protocols of this module.
 
     Returns:
-        Disjoint masks [trace, time] over `now`.
+        Disjoint masks over `now`; where nothing is stored, a row for each length and role of a session.
 
     Raises:
         UserError: Traces or lists the protocol cannot be used with.
     """
+    roles = _roles(traces, protocol)
+    if traces.source is None:
+        return _masks(traces, protocol, roles)
+    kinds = np.stack([traces.length, *roles], axis=1)
+    _, first, row = np.unique(kinds @ [8, 4, 2, 1], return_index=True, return_inverse=True)
+    samples = np.arange(traces.length.max())
+    some = replace(
+        traces.subset(first),
+        direction=np.zeros((len(first), len(samples), 3), np.float32),
+        valid=samples[None, :] < traces.length[first][:, None],
+    )
+    masks = _masks(some, protocol, Roles(*(role[first] for role in roles)))
+    return masks._replace(row=row.astype(np.int32))
+
+
+class Roles(NamedTuple):
+    """What whole sessions are for, each bool [trace]; where time decides, every session is for everything."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+
+
+def _roles(traces: TraceSet, protocol: Protocol) -> Roles:
+    everyone = np.ones(traces.num_traces, bool)
+    match protocol:
+        case WithinSession():
+            return Roles(everyone, everyone, everyone)
+        case NetLLM():
+            return _named_roles(traces)
+        case UnseenUsers():
+            tests = _ranks(traces.user) % protocol.folds == protocol.fold
+            trains = ~tests
+        case UnseenVideos():
+            tests = _ranks(traces.video) % protocol.folds == protocol.fold
+            trains = ~tests
+        case UnseenBoth():
+            users, videos = _ranks(traces.user) % 2 == 1, _test_videos(traces, protocol)
+            trains, tests = ~users & ~videos, users & videos
+    valids = _keep_valid(traces, trains, protocol.valid_share)
+    return Roles(trains & ~valids, valids, tests)
+
+
+def _masks(traces: TraceSet, protocol: Protocol, roles: Roles) -> Split:
     match protocol:
         case WithinSession():
             return _split_time(traces, protocol)
-        case UnseenUsers():
-            tests = _ranks(traces.user) % protocol.folds == protocol.fold
-            return _split_sessions(traces, protocol, ~tests, tests)
-        case UnseenVideos():
-            tests = _ranks(traces.video) % protocol.folds == protocol.fold
-            return _split_sessions(traces, protocol, ~tests, tests)
-        case UnseenBoth():
-            users = _ranks(traces.user) % 2 == 1
-            videos = _test_videos(traces, protocol)
-            return _split_sessions(traces, protocol, ~users & ~videos, users & videos)
         case NetLLM():
-            return _split_netllm(traces, protocol)
+            return _split_netllm(traces, protocol, roles)
+    return _split_sessions(traces, protocol, roles)
 
 
 def _samples(traces: TraceSet, protocol: Windows) -> tuple[int, int]:
@@ -139,26 +181,17 @@ def _keep_valid(traces: TraceSet, trains: np.ndarray, share: float) -> np.ndarra
     return keep
 
 
-def _split_sessions(
-    traces: TraceSet,
-    protocol: Windows,
-    trains: np.ndarray,
-    tests: np.ndarray,
-    valids: np.ndarray | None = None,
-) -> Split:
-    """Whole sessions to phases; `valids` is drawn from `trains` where it is not given."""
-    if valids is None:
-        valids = _keep_valid(traces, trains, protocol.valid_share)
-        trains = trains & ~valids
+def _split_sessions(traces: TraceSet, protocol: Windows, roles: Roles) -> Split:
+    """Whole sessions to phases."""
     history, horizon = _samples(traces, protocol)
     seen = traces.eligible(history, horizon, protocol.start_s)
     learned = seen & _on_stride(traces, protocol, protocol.stride)
     adapt, free = _adapt(traces, protocol)
     return Split(
-        train=learned & trains[:, None],
-        valid=learned & valids[:, None],
-        adapt=adapt & tests[:, None],
-        test=seen & free & _on_stride(traces, protocol, protocol.test_stride) & tests[:, None],
+        train=learned & roles.train[:, None],
+        valid=learned & roles.valid[:, None],
+        adapt=adapt & roles.test[:, None],
+        test=seen & free & _on_stride(traces, protocol, protocol.test_stride) & roles.test[:, None],
     )
 
 
@@ -205,18 +238,23 @@ def _split_time(traces: TraceSet, protocol: WithinSession) -> Split:
     )
 
 
-def _split_netllm(traces: TraceSet, protocol: NetLLM) -> Split:
+def _named_roles(traces: TraceSet) -> Roles:
     """NetLLM's lists; sessions of users and videos from different lists are left out."""
     if traces.name not in NETLLM_LISTS:
         raise UserError(
             f"protocol netllm has no lists for dataset {traces.name!r}: choose {' or '.join(NETLLM_LISTS)}"
         )
     users, videos = NETLLM_LISTS[traces.name]
-    trains, valids, tests = (
+    lists = (
         _named(traces.user, traces.user_ids, user_list) & _named(traces.video, traces.video_ids, video_list)
         for user_list, video_list in zip(users, videos, strict=True)
     )
-    phases = _split_sessions(traces, protocol, trains, tests, valids)
+    return Roles(*lists)
+
+
+def _split_netllm(traces: TraceSet, protocol: NetLLM, roles: Roles) -> Split:
+    """Whole sessions to phases, each window with enough of its session left."""
+    phases = _split_sessions(traces, protocol, roles)
     last = traces.valid.shape[1] - 1 - traces.valid[:, ::-1].argmax(axis=1)
     left_s = (last[:, None] - 1 - np.arange(traces.valid.shape[1])[None, :]) / traces.rate_hz
     tail = left_s >= protocol.tail_s - _SLACK_S

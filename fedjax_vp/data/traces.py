@@ -8,9 +8,9 @@ of the equirectangular image), y to the left and z up. Sample k of a trace lies 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,9 +25,20 @@ _DTYPES = {
 _TIME_SLACK_S = 1e-6  # t0 + k / rate is compared with round numbers such as 6 s
 
 
+class Source(NamedTuple):
+    """What makes the traces of a set that does not store them."""
+
+    make: Callable[[Any, Any], Any]  # pure, for use inside a jit: (key, id) -> directions [time, 3]
+    key: Any  # a JAX key
+    ids: np.ndarray  # int32 [trace]
+
+
 @dataclass(frozen=True)
 class TraceSet:
     """Sessions of one data set, stacked and padded; host side, NumPy.
+
+    Where a `source` makes the traces, nothing of them is stored: the time axis has no samples, and every trace
+    is valid up to its length.
 
     Attributes:
         name: Name of the data set.
@@ -40,9 +51,11 @@ class TraceSet:
         video: int32 [trace] index into ``video_ids``.
         user_ids: Names of users in natural order ("2" before "10").
         video_ids: Names of videos in natural order.
-        labels: int32 [trace] codes of further columns or of ground truth, such as "video_category".
+        labels: int32 [trace] codes of further columns or of ground truth, such as "video_category"; -1 where
+            unknown.
         channels: float32 [trace, time, c] further signals, such as "quaternion" (w, x, y, z of the head).
         counts: What the import repaired, skipped or dropped, by reason.
+        source: What makes the traces where they are not stored.
     """
 
     name: str
@@ -58,6 +71,7 @@ class TraceSet:
     labels: dict[str, np.ndarray] = field(default_factory=dict)
     channels: dict[str, np.ndarray] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays whose shapes or types disagree.
@@ -134,13 +148,15 @@ class TraceSet:
         arrays = {name: getattr(self, name)[keep] for name in _DTYPES}
         labels = {name: codes[keep] for name, codes in self.labels.items()}
         channels = {name: channel[keep] for name, channel in self.channels.items()}
-        return replace(self, **arrays, labels=labels, channels=channels)
+        source = self.source and self.source._replace(ids=self.source.ids[keep])
+        return replace(self, **arrays, labels=labels, channels=channels, source=source)
 
 
 class Session(NamedTuple):
     """One resampled session before stacking.
 
-    ``channels`` maps names to [time, c]; ``labels`` maps names of further columns to this session's value.
+    ``channels`` maps names to [time, c]; ``labels`` maps names of further columns to this session's value, ""
+    where it is unknown.
     """
 
     user: str
@@ -224,4 +240,7 @@ def _codes(values: Sequence[str], names: Sequence[str]) -> np.ndarray:
 
 
 def _label_codes(values: Sequence[str]) -> np.ndarray:
-    return _codes(values, natural_order(values))
+    """Codes of a label; -1 where a session has none."""
+    names = natural_order(value for value in values if value)
+    index_of = {"": -1} | {name: index for index, name in enumerate(names)}
+    return np.array([index_of[value] for value in values], np.int32)

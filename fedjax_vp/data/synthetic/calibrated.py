@@ -123,6 +123,7 @@ class Synthetic:
         duration_s: Length of every session.
         rate_hz: Samples a second; the presets are calibrated at 5.
         seed: Of everything drawn here.
+        stored: Whether traces are made once and kept, or anew wherever they are used: any number of users.
     """
 
     kind: Literal["synthetic"] = "synthetic"
@@ -132,6 +133,7 @@ class Synthetic:
     duration_s: float = 40.0
     rate_hz: float = 5.0
     seed: int = 0
+    stored: bool = True
 
     def __post_init__(self) -> None:
         """Refuse impossible values.

@@ -1,4 +1,8 @@
-"""From settings to sessions: the pure function of a session, and whole `TraceSet`s made of it by blocks."""
+"""From settings to sessions: the pure function of a session, and whole `TraceSet`s made of it by blocks.
+
+With ``stored: false`` a `TraceSet` holds who watched what and for how long, and the function that makes the
+traces (`fedjax_vp.federated.federation.traces_of` calls it where they are used).
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,12 @@ from jaxtyping import Array, Int, Key
 from fedjax_vp.data.synthetic.calibrated import Synthetic, calibrated_session
 from fedjax_vp.data.synthetic.latents import SyntheticSession
 from fedjax_vp.data.synthetic.planted import Planted, planted_session, sessions_of_users
-from fedjax_vp.data.traces import TraceSet
+from fedjax_vp.data.traces import Source, TraceSet
 
 SessionFn = Callable[[Key[Array, ""], Int[Array, ""]], SyntheticSession]
 
 _BLOCK = 512  # sessions generated at once
+_FACTS_BLOCK = 2**13  # the same without their traces
 _FEW = 4096  # sessions below which compiling well costs more time than it saves
 
 
@@ -63,6 +68,7 @@ def generate(settings: Synthetic | Planted) -> TraceSet:
     made = _in_blocks(settings, ids)
     order = np.lexsort((made["video"], made["user"]))
     made = {name: part[order] for name, part in made.items()}
+    count, num_samples = made["direction"].shape[:2]
     user, labels = made["user"], {}
     if isinstance(settings, Planted):
         labels = {name: made[name] for name in ("user_category", "video_category")}
@@ -72,19 +78,25 @@ def generate(settings: Synthetic | Planted) -> TraceSet:
         rate_hz=float(settings.rate_hz),
         direction=made["direction"],
         length=made["length"],
-        t0=np.zeros(len(ids)),
-        valid=np.arange(settings.num_samples)[None, :] < made["length"][:, None],
+        t0=np.zeros(count),
+        valid=np.arange(num_samples)[None, :] < made["length"][:, None],
         user=user,
         video=made["video"],
         user_ids=tuple(str(index + 1) for index in range(settings.users)),
         video_ids=tuple(str(index + 1) for index in range(settings.videos)),
         labels=labels,
+        source=None if settings.stored else Source(_maker(settings), root_key(settings), ids[order]),
     )
+
+
+def _maker(settings: Synthetic | Planted) -> Callable[[Array, Array], Array]:
+    make = session_fn(settings)
+    return lambda key, session: make(key, session).direction
 
 
 def _in_blocks(settings: Synthetic | Planted, ids: np.ndarray) -> dict[str, np.ndarray]:
     """Sessions on the host by field, made by one compiled function of a fixed number of them."""
-    block = min(_BLOCK, len(ids))
+    block = min(_BLOCK if settings.stored else _FACTS_BLOCK, len(ids))
     quick = len(ids) <= _FEW and jax.default_backend() == "cpu"
     # Neither seed nor users enter the compiled function, so that federations which differ in them share it.
     make = _compiled(replace(settings, seed=0, users=1), quick)
@@ -101,7 +113,13 @@ def _compiled(
 ) -> Callable[[Key[Array, ""], Int[Array, "session"]], SyntheticSession]:
     """Sessions of a block of ids; `quick` to compile rather than quick to run."""
     options = {"xla_backend_optimization_level": 0} if quick else None
-    return jax.jit(jax.vmap(session_fn(settings), in_axes=(None, 0)), compiler_options=options)
+    whole = session_fn(settings)
+
+    def make(key: Key[Array, ""], session: Int[Array, ""]) -> SyntheticSession:
+        made = whole(key, session)
+        return made if settings.stored else made._replace(direction=made.direction[:0])
+
+    return jax.jit(jax.vmap(make, in_axes=(None, 0)), compiler_options=options)
 
 
 def _dealt(settings: Planted, user: np.ndarray, video: np.ndarray) -> np.ndarray:

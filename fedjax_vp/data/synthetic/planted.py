@@ -61,6 +61,7 @@ class Planted:
         min_duration_s: Shortest session.
         scarcity: Share of every user's sessions taken away; at least one stays.
         iid: Deal the same sessions of each video at random to the users that watched it.
+        stored: Whether traces are made once and kept, or anew wherever they are used: any number of users.
     """
 
     kind: Literal["planted"] = "planted"
@@ -79,6 +80,7 @@ class Planted:
     min_duration_s: float = 14.0
     scarcity: float = 0.0
     iid: bool = False
+    stored: bool = True
 
     def __post_init__(self) -> None:
         """Refuse impossible values.
