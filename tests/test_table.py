@@ -76,6 +76,19 @@ def test_columns_that_change_are_left_aside_and_said(tmp_path: Path) -> None:
     assert "pulse" in said[0]
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_a_label_that_is_empty_is_unknown(suffix: str, tmp_path: Path) -> None:
+    group = pl.when(pl.col("user") == 9).then(pl.lit(None)).otherwise(pl.col("user_group"))
+    traces = from_table(_write(_frame().with_columns(user_group=group), tmp_path / f"mine{suffix}"))
+    np.testing.assert_array_equal(traces.labels["user_group"], [-1, -1, 0, 0])
+
+
+def test_the_engines_own_label_is_not_taken_from_a_column(tmp_path: Path) -> None:
+    path, said = _write(_frame().with_columns(session=pl.lit("morning")), tmp_path / "mine.parquet"), []
+    assert set(Table(path=str(path)).load(said.append).labels) == {"user_group"}
+    assert "session" in said[0]
+
+
 def _set(frame: pl.DataFrame, column: str, row: int, value: object) -> pl.DataFrame:
     values = frame[column].to_list()
     values[row] = value
@@ -132,9 +145,12 @@ REFUSED = {
         "radians where degrees",
     ),
     "steep": (lambda: _set(_frame("angles"), "pitch", 0, 95.0), {}, "row 1 .*pitch 95 lies outside"),
+    "endless": (lambda: _set(_frame("angles"), "yaw", 0, float("inf")), {}, "row 1 .*infinite"),
     "convention": (lambda: _frame("quaternion"), {}, "state their convention"),
     "twice": (lambda: pl.concat([_one(), _one()]), {}, "row 41 .*twice"),
     "short": (lambda: _one().head(1), {}, "too short"),
+    "time of day": (lambda: _one().with_columns(pl.col("t") + 1.6e9), {}, r"1\.6e\+09 s is beyond any video"),
+    "lists": (lambda: _one().with_columns(user=pl.lit([9])), {}, "user holds lists"),
     "milliseconds": (lambda: _one().with_columns(pl.col("t") * 1000), {}, "hole of 100 s"),
 }
 

@@ -39,6 +39,14 @@ def test_stacking_orders_pads_and_codes(traces: TraceSet) -> None:
     assert traces.duration_s == pytest.approx(5.6 + 8 / 5)
 
 
+def test_a_session_without_a_label_is_of_no_group() -> None:
+    sessions = [
+        Session(user, "v", 0.0, np.ones((3, 3)), labels=labels)
+        for user, labels in (("1", {"kind": "old"}), ("2", {}), ("3", {"kind": ""}), ("4", {"kind": "new"}))
+    ]
+    np.testing.assert_array_equal(stack_sessions("toy", 5.0, sessions).labels["kind"], [1, -1, -1, 0])
+
+
 @pytest.mark.parametrize(
     ("history", "horizon", "start_s"), [(1, 2, 0.0), (3, 4, 0.0), (2, 1, 6.0), (9, 9, 0.0)]
 )

@@ -19,6 +19,7 @@ from fedjax_vp.data.traces import Session
 from fedjax_vp.errors import UserError
 
 NORM_TOLERANCE = 1e-2  # further off is not rounding but something else than a direction
+LONGEST_S = 1e5  # of video time: past it, float32 seconds are too coarse for a clock
 _GRID_SLACK = 1e-3  # of a step: times stored in float32 still meet the grid
 
 
@@ -180,6 +181,9 @@ def _finite_rows(raw: RawSession, rules: Rules, counts: Counter[str]) -> RawSess
         )
     if raw.time_s.min() < 0:
         raise _bad(raw, int(raw.time_s.argmin()), "negative_time", "video time is negative")
+    if raw.time_s.max() > LONGEST_S:
+        what = f"video time {raw.time_s.max():.6g} s is beyond any video: give seconds from its start"
+        raise _bad(raw, int(raw.time_s.argmax()), "late_time", what)
     return raw
 
 

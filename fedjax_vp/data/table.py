@@ -7,7 +7,8 @@ Columns ``user``, ``video``, ``t`` (s) and one of
 - ``qw, qx, qy, qz``: the head's quaternion in a stated convention (``head.py``).
 
 Rows of a session stand in order of time; sessions may be interleaved and sampled at any rate. A further
-column that is constant within every session becomes a label; others are left aside, said and counted.
+column that is constant within every session becomes a label, unknown where it is empty; others are left
+aside, said and counted.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _KEYS = ("user", "video", "t")
 _FORMS = (("x", "y", "z"), ("yaw", "pitch"), ("qw", "qx", "qy", "qz"))
+_NO_LABELS = ("session",)  # the engine's own label, one group a session
 SUFFIXES = (".parquet", ".csv")
 
 
@@ -96,7 +98,8 @@ class Table:
             _refuse_radians(path, table)
         labels, ignored = _labels(table, form)
         if ignored:
-            warn(f"{path}: columns not used (they change within a session): {', '.join(ignored)}")
+            reason = "they change within a session, hold fractions or have a name of ours"
+            warn(f"{path}: columns not used ({reason}): {', '.join(ignored)}")
         units = [
             partial(_session, self, form, labels, group)
             for group in table.partition_by("user", "video", maintain_order=True)
@@ -165,6 +168,9 @@ def _numbers(path: Path, table: pl.DataFrame, columns: tuple[str, ...]) -> pl.Da
     """Names as text and the rest as numbers; what is missing becomes NaN and is dealt with by session."""
     import polars as pl
 
+    nested = [name for name in ("user", "video", *columns) if table[name].dtype.is_nested()]
+    if nested:
+        raise UserError(f"{path}: {nested[0]} holds lists or records: give one text or number a row")
     cast = table.with_columns(
         *(pl.col(name).cast(pl.String) for name in ("user", "video")),
         *(pl.col(name).cast(pl.Float64, strict=False).fill_null(float("nan")) for name in columns),
@@ -201,7 +207,9 @@ def _labels(table: pl.DataFrame, form: tuple[str, ...]) -> tuple[list[str], list
         table.group_by("user", "video").agg(pl.col(extra).n_unique()).select(pl.col(extra).max()).row(0)
     )
     constant = [
-        name for name, n in zip(extra, distinct, strict=True) if n == 1 and not table[name].dtype.is_float()
+        name
+        for name, n in zip(extra, distinct, strict=True)
+        if n == 1 and not table[name].dtype.is_float() and name not in _NO_LABELS
     ]
     return constant, [name for name in extra if name not in constant]
 
@@ -223,7 +231,7 @@ def _session(
                 f"{settings.path}: row {row[at]} (user {user}, video {video}): "
                 f"pitch {angles[at, 1]:g} lies outside [-90, 90] degrees",
             )
-        values = direction_of_angles(angles[:, 0], angles[:, 1])
+        values = direction_of_angles(*np.where(np.isfinite(angles), angles, np.nan).T)
     elif form == _FORMS[2]:
         channels = {"quaternion": values}
         values = direction_of_quaternion(values, settings.quaternion)
@@ -236,6 +244,6 @@ def _session(
             time_s=rows["t"].to_numpy(),
             direction=values,
             channels=channels,
-            labels={name: str(rows[name][0]) for name in labels},
+            labels={name: "" if rows[name][0] is None else str(rows[name][0]) for name in labels},
         )
     ]
