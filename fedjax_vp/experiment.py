@@ -67,6 +67,8 @@ def run(
     compared = _compared(config, folder)
     if folder is not None and not (folder / results.MANIFEST).is_file():
         results.write_json(folder / results.MANIFEST, results.manifest(config, compared, traces))
+    elif folder is not None and not isinstance(config.dataset, _GENERATED):
+        results.require_same_traces(folder, traces)
     outcomes: dict[str, simulate.Outcome] = {}
     with Progress(config.rounds, evaluate.horizons_s, enabled=progress) as bar:
         for name, one in {**compared, config.algorithm: config}.items():

@@ -159,6 +159,19 @@ def manifest(config: Config, compared: Mapping[str, Config], traces: TraceSet) -
     }
 
 
+def require_same_traces(out: Path, traces: TraceSet) -> None:
+    """Refuses to go on with other data than a run began with.
+
+    Raises:
+        UserError: The traces are not those of the run's manifest, or it is damaged.
+    """
+    if read_json(out / MANIFEST).get("traces", {}).get("sha256") != fingerprint(traces):
+        raise UserError(
+            f"{out}: the traces of {traces.name} have changed since this run began: "
+            "resume it with the data it began with, or start a new run"
+        )
+
+
 def fingerprint(traces: TraceSet) -> str:
     """SHA-256 of the traces' samples and of who watched what."""
     digest = hashlib.sha256()

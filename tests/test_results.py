@@ -215,6 +215,25 @@ def test_the_layout_of_the_computation_may_change_on_resume(
     assert seen == [engine, engine]  # the compared method's too
 
 
+def test_a_run_is_not_resumed_with_other_traces(config: Config, tmp_path: Path) -> None:
+    run(config, tmp_path / "run")
+    (tmp_path / "run" / results.SUMMARY).unlink()
+    run(config, tmp_path / "run", resume=True)  # the same traces, read once more
+    (tmp_path / "run" / results.SUMMARY).unlink()
+    table = tmp_path / "traces.csv"
+    table.write_text(table.read_text().replace("u3,v0,", "u9,v0,"))
+    with pytest.raises(UserError, match="the traces of traces have changed since this run began"):
+        run(config, tmp_path / "run", resume=True)
+
+
+def test_a_damaged_manifest_is_named(config: Config, tmp_path: Path) -> None:
+    run(config, tmp_path / "run")
+    (tmp_path / "run" / results.SUMMARY).unlink()
+    (tmp_path / "run" / results.MANIFEST).write_text("{")
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
+        run(config, tmp_path / "run", resume=True)
+
+
 def test_a_folder_that_cannot_be_written_is_named(config: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
