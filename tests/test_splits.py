@@ -235,6 +235,8 @@ def test_netllm_lists_and_windows(name: str, users: int, videos: int) -> None:
     ("settings_type", "field", "value"),
     [
         (UnseenUsers, "history_s", 0.0),
+        (UnseenUsers, "horizon_s", float("inf")),
+        (UnseenUsers, "start_s", float("nan")),
         (UnseenUsers, "stride", 0),
         (UnseenUsers, "valid_share", 0.9),
         (UnseenUsers, "fold", 2),

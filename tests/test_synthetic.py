@@ -235,11 +235,14 @@ def test_iid_deals_the_same_traces_to_other_users() -> None:
     [
         (Synthetic, "users", 0),
         (Synthetic, "duration_s", -1.0),
+        (Synthetic, "duration_s", float("inf")),
         (Synthetic, "rate_hz", 0.0),
         (Planted, "videos", 0),
         (Planted, "distance", -1.0),
         (Planted, "scarcity", 1.0),
         (Planted, "min_duration_s", 0.0),
+        (Planted, "rate_hz", 1e12),
+        (Planted, "user_categories", 10**12),
     ],
 )
 def test_settings_refuse_bad_values(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -56,9 +57,9 @@ class Windows:
             ValueError: A duration or a stride is not positive, or a share not in [0, 1).
         """
         for name in ("history_s", "horizon_s", "stride", "test_stride"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "give more than 0")
+            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "give a number above 0")
         for name in ("start_s", "adapt_s", "reserve_s"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
+            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "give 0 or more seconds")
         _require(0 <= self.valid_share <= 0.5, "valid_share", self.valid_share, "give a share in [0, 0.5]")
 
 

@@ -37,8 +37,8 @@ class Source(NamedTuple):
 class TraceSet:
     """Sessions of one data set, stacked and padded; host side, NumPy.
 
-    Where a `source` makes the traces, nothing of them is stored: the time axis has no samples, and every trace
-    is valid up to its length.
+    Where a `source` makes the traces, nothing of them is stored: the time axis has no samples, and every
+    trace is valid up to its length.
 
     Attributes:
         name: Name of the data set.

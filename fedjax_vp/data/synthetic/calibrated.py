@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from fedjax_vp.data.synthetic.latents import SyntheticSession, draw, even, streams, to_normal
+from fedjax_vp.data.synthetic.latents import LONGEST, SyntheticSession, draw, even, streams, to_normal
 from fedjax_vp.geometry import from_angles
 
 _FOCUS_MOVE_S = 1.0  # time in which the focus moves from one place to the next
@@ -143,9 +143,9 @@ class Synthetic:
         """
         if self.preset not in PRESETS:
             raise ValueError(f"dataset.preset is {self.preset!r}: choose one of {', '.join(PRESETS)}")
-        for name in ("users", "videos", "duration_s", "rate_hz"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"dataset.{name} is {getattr(self, name)}: give more than 0")
+        for name, most in (("users", 2**31), ("videos", 2**31), *LONGEST.items()):
+            if not 0 < getattr(self, name) <= most:
+                raise ValueError(f"dataset.{name} is {getattr(self, name)}: give more than 0, at most {most}")
         if self.users * self.videos >= 2**31:
             raise ValueError(f"dataset.users is {self.users}: users * videos must stay below 2^31")
 

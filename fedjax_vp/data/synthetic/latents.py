@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+LONGEST = {"duration_s": 100_000, "rate_hz": 1000}  # what settings of generated sessions may ask for
 _GOLDEN = np.uint32(2654435769)  # 2^32 / golden ratio
 
 

@@ -26,7 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from fedjax_vp.data.synthetic.latents import SyntheticSession, draw, even_category, streams, to_normal
+from fedjax_vp.data.synthetic.latents import (
+    LONGEST,
+    SyntheticSession,
+    draw,
+    even_category,
+    streams,
+    to_normal,
+)
 from fedjax_vp.geometry import from_angles
 
 _MOVE_S = 0.6  # duration of a move
@@ -89,9 +96,11 @@ class Planted:
             ValueError: A number is out of its range.
         """
         for name in ("users", "videos", "video_categories", "user_categories"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
-        for name in ("duration_s", "rate_hz", "min_duration_s"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "give more than 0")
+            advice = "give at least 1 and less than 2^31"
+            _require(1 <= getattr(self, name) < 2**31, name, getattr(self, name), advice)
+        for name, most in (*LONGEST.items(), ("min_duration_s", LONGEST["duration_s"])):
+            advice = f"give more than 0, at most {most}"
+            _require(0 < getattr(self, name) <= most, name, getattr(self, name), advice)
         for name in ("distance", "spread", "sessions_power", "duration_power"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
         _require(0 <= self.scarcity < 1, "scarcity", self.scarcity, "give a share in [0, 1)")
