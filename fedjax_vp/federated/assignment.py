@@ -18,20 +18,21 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_vp.federated import learned as learned_of
-from fedjax_vp.federated import levels
-from fedjax_vp.federated.federation import Arrays, gather
+from fedjax_vp.federated import levels, stretches
+from fedjax_vp.federated.federation import Arrays, cut
 from fedjax_vp.federated.grouping.settings import IFCA
 from fedjax_vp.federated.learned import Learned
 from fedjax_vp.federated.levels import LevelState
-from fedjax_vp.federated.local import Client, Task, slots
+from fedjax_vp.federated.local import Client, Task, bag_traces, slots
 from fedjax_vp.federated.simulator import Simulator
+from fedjax_vp.models.base import Inputs
 
 
 class Chosen(NamedTuple):
     """Windows that candidates are judged by."""
 
     session: Int[Array, ""]  # whose model is asked for
-    windows: tuple[Int[Array, "window"], Int[Array, "window"]]  # session and now of each
+    windows: tuple[Inputs, Float[Array, "window horizon 3"]]
     weight: Float[Array, "window"]
 
 
@@ -104,10 +105,13 @@ def _judge(
     """What the participants think of the candidate rows, on all devices; weight 0 for who does not report."""
 
     def device_fn(clients: Client, states: tuple, arrays: Arrays) -> tuple[Array, Array]:
-        def one(client: Client) -> tuple[Array, Array]:
-            return candidates(sim.task, states, arrays, index, client)
+        def block_fn(none: tuple, block: Client) -> tuple[tuple, tuple[Array, Array]]:
+            def one(client: Client) -> tuple[Array, Array]:
+                return candidates(sim.task, states, arrays, index, client)
 
-        return jax.lax.map(one, clients, batch_size=None if sim.block == 1 else sim.block)
+            return none, jax.lax.map(one, block, batch_size=None if sim.block == 1 else sim.block)
+
+        return stretches.scan(block_fn, (), sim.task, arrays, clients, sim.block)[1]
 
     own, whole = PartitionSpec("clients"), PartitionSpec()
     sharded = jax.shard_map(
@@ -128,6 +132,7 @@ def candidates(
     federation, bags = task.federation, arrays.bags
     session, real = slots(arrays, client.index, federation.max_sessions if task.layout.varying else 1)
     first = bags.first[client.index]
+    traces, row = bag_traces(task, arrays, client)
 
     def one(slot: Int[Array, ""]) -> tuple[Array, Array]:
         member = first + jnp.where(real[slot], slot, 0)
@@ -140,17 +145,17 @@ def candidates(
             place = jax.random.randint(key, (size,), 0, jnp.maximum(count, 1))
         rank = begin + jnp.minimum(place, jnp.maximum(count, 1) - 1)
         at = jnp.clip(jnp.searchsorted(bags.rank, rank, side="right") - 1, 0, bags.session.shape[0] - 1)
-        owner = bags.session[at]
-        now = arrays.train.now[owner, rank - bags.rank[at]]
+        now = arrays.train.at(bags.session[at], rank - bags.rank[at])
+        windows = cut(traces, federation.shape, row[at - first], now)
         weight = jnp.where(settings.windows > 0, 1.0, (place < count).astype(jnp.float32))
-        verdict = judge(task, states, arrays, index, Chosen(session[slot], (owner, now), weight))
+        verdict = judge(task, states, index, Chosen(session[slot], windows, weight))
         return verdict, jnp.where(real[slot] & client.reports, count, 0).astype(jnp.float32)
 
     return jax.lax.map(one, jnp.arange(session.shape[0]))
 
 
 def judge(
-    task: Task, states: tuple[LevelState, ...], arrays: Arrays, index: int, chosen: Chosen
+    task: Task, states: tuple[LevelState, ...], index: int, chosen: Chosen
 ) -> Float[Array, "group"]:
     """Mean loss of each candidate row of a session (or the share of windows it predicts best, where soft).
 
@@ -171,7 +176,7 @@ def judge(
         return jnp.zeros(shapes[leaf])
 
     theta = {n: base(n) for n in leaves}
-    inputs, target = gather(arrays, task.federation.shape, *chosen.windows)
+    inputs, target = chosen.windows
     loss_fn = task.local.loss.build()
 
     def one(group: Int[Array, ""]) -> Array:

@@ -14,11 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_vp.federated import levels
+from fedjax_vp.federated.grouping import split_tree
 from fedjax_vp.federated.grouping.settings import CFL, IFCA, ByUpdates
 from fedjax_vp.federated.grouping.sketch import sketch
 from fedjax_vp.federated.levels import Grouping, Layout, LevelState, Membership
 from fedjax_vp.federated.settings import Level
 from fedjax_vp.models.base import Params
+
+KEPT = 256  # members whose updates a split of CFL keeps, at most
 
 
 class Learned(NamedTuple):
@@ -30,6 +33,7 @@ class Learned(NamedTuple):
     seen: Float[Array, "unit"]  # weight of evidence; 0: never took part
     signal: Float[Array, "unit q"]  # losses of the candidates, or sketches of updates
     peak: Float[Array, ""]  # largest norm of a mean update so far (CFL)
+    tree: Any = None  # splits so far, with the models and the members' updates (CFL)
 
 
 class Seen(NamedTuple):
@@ -98,6 +102,11 @@ def init(level: Level, grouping: Grouping, params: Params, names: tuple[str, ...
     size = settings.groups
     if isinstance(settings, ByUpdates):
         size = settings.sketch or sum(params[n].size for n in names)
+    tree = None
+    if isinstance(settings, CFL):
+        shapes = {n: params[n].shape for n in names}
+        splits = max(grouping.num_groups - grouping.num_groups // settings.groups, 1)
+        tree = split_tree.empty(splits, min(units, KEPT), size, shapes)
     return Learned(
         unit=jnp.asarray(grouping.unit),
         within=within,
@@ -105,6 +114,7 @@ def init(level: Level, grouping: Grouping, params: Params, names: tuple[str, ...
         seen=jnp.zeros(units),
         signal=jnp.zeros((units, size)),
         peak=jnp.zeros(()),
+        tree=jax.tree.map(jnp.asarray, tree),
     )
 
 

@@ -42,6 +42,7 @@ class LevelState(NamedTuple):
     optimizer: Any
     variance: shrinkage.Variance
     mass: Float[Array, "group"]  # weight pooled since the rows were last absorbed
+    block_mass: Params  # the same of each block, for leaves that clients train by blocks: [group, blocks, 1, ...]
     members: Membership
     learned: Any = None  # units and what is known of them, where groups are learned (`learned.Learned`)
 
@@ -85,6 +86,12 @@ class Layout(NamedTuple):
     def coarsest(self, leaf: str) -> int:
         """Index of the coarsest level that owns the leaf."""
         return next(i for i, names in enumerate(self.owned) if leaf in names)
+
+
+def block_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a leaf's weights: its block axes, and 1 elsewhere."""
+    blocks = BLOCK_AXES.get(leaf, 0)
+    return tuple(size if axis < blocks else 1 for axis, size in enumerate(shape))
 
 
 def owns(patterns: tuple[str, ...], leaf: str) -> bool:
@@ -224,6 +231,11 @@ def init(layout: Layout, groupings: list[Grouping], params: Params) -> tuple[Lev
                 optimizer=jax.vmap(transformation(level.server).init)(rows),  # over groups
                 variance=shrinkage.init(params, names),
                 mass=jnp.zeros(group.num_groups),
+                block_mass={
+                    n: jnp.zeros((group.num_groups, *block_shape(n, params[n].shape)))
+                    for n in names
+                    if BLOCK_AXES.get(n)
+                },
                 members=Membership(jnp.maximum(code, 0), (code >= 0).astype(jnp.float32)),
             )
         )

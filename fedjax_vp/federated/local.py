@@ -9,6 +9,7 @@ finer rows:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -53,6 +54,7 @@ class Task(NamedTuple):
     predictor: Predictor
     local: Local
     pooling: Pooling
+    tick: Callable[..., None] | None = None  # told the device after every stretch: progress of a long round
 
     @property
     def mixed(self) -> bool:

@@ -19,24 +19,30 @@ def absorb(
     step of HierFAVG (Liu et al. 2020), after which every edge holds the cloud's model.
 
     Args:
-        fine: the level that gives; its `mass` are the weights, and returns to zero.
+        fine: the level that gives; its `mass` (`block_mass` of leaves that are trained by blocks) are the
+            weights, and returns to zero.
         coarse: the level that takes; leaves it does not own stay where they are.
         parent_of: row of `coarse` above each row of `fine`.
         reset: whether the rows' rests are set to zero.
     """
     parents = coarse.mass.shape[0]
-    total = jax.ops.segment_sum(fine.mass, parent_of, parents)
-    share = jnp.where(total[parent_of] > 0, fine.mass / jnp.where(total > 0, total, 1.0)[parent_of], 0.0)
+
+    def above(weight: Array) -> Array:
+        return jax.ops.segment_sum(weight, parent_of, parents)
+
     up, down = dict(coarse.rows), dict(fine.rows)
     for leaf in set(up) & set(down):
-        weights = share.reshape((-1,) + (1,) * (down[leaf].ndim - 1))
-        mean = jax.ops.segment_sum(weights * down[leaf], parent_of, parents)
+        mass = fine.block_mass.get(leaf, fine.mass.reshape((-1,) + (1,) * (down[leaf].ndim - 1)))
+        total = above(mass)[parent_of]
+        keep = total > 0
+        mean = above(jnp.where(keep, mass / jnp.where(keep, total, 1.0), 0.0) * down[leaf])
         up[leaf] = up[leaf] + mean
-        keep = (total[parent_of] > 0).reshape(weights.shape)
         rest = jnp.zeros_like(down[leaf]) if reset else down[leaf] - mean[parent_of]
         down[leaf] = jnp.where(keep, rest, down[leaf])
-    mass = jnp.zeros_like(fine.mass)
-    return fine._replace(rows=down, mass=mass), coarse._replace(rows=up, mass=coarse.mass + total)
+    blocks = {n: mass + above(fine.block_mass[n]) if n in down else mass for n, mass in coarse.block_mass.items()}
+    coarse = coarse._replace(rows=up, mass=coarse.mass + above(fine.mass), block_mass=blocks)
+    empty = jax.tree.map(jnp.zeros_like, fine.block_mass)
+    return fine._replace(rows=down, mass=jnp.zeros_like(fine.mass), block_mass=empty), coarse
 
 
 def regroup(
@@ -61,6 +67,7 @@ def regroup(
         rows=moved[0],
         optimizer=moved[1],
         mass=source @ state.mass,
+        block_mass={n: jnp.tensordot(source, x, 1) for n, x in state.block_mass.items()},
         members=state.members._replace(group=group),
     )
 

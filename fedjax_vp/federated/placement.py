@@ -19,7 +19,7 @@ from jaxtyping import Array, Int
 from fedjax_vp.federated import assignment, levels
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated.assignment import Chosen
-from fedjax_vp.federated.federation import Arrays
+from fedjax_vp.federated.federation import Arrays, cut, traces_of
 from fedjax_vp.federated.grouping.settings import IFCA
 from fedjax_vp.federated.local import Client
 from fedjax_vp.federated.round import State
@@ -89,10 +89,11 @@ def _place_level(
         return states
 
     def one(session: Int[Array, ""]) -> Array:
-        now = arrays.adapt.now[session]
+        now = arrays.adapt.of(session)
         weight = (jnp.arange(now.shape[0]) < arrays.adapt.count[session]).astype(jnp.float32)
-        chosen = Chosen(session, (jnp.full(now.shape, session), now), weight)
-        verdict = assignment.judge(sim.task, states, arrays, index, chosen)
+        traces, row = traces_of(arrays, session[None])
+        windows = cut(traces, sim.federation.shape, jnp.full(now.shape, row[0]), now)
+        verdict = assignment.judge(sim.task, states, index, Chosen(session, windows, weight))
         best = jnp.argmax(verdict) if sim.groupings[index].soft else jnp.argmin(verdict)
         return known.within[jnp.maximum(known.unit[session], 0)] * groups + best
 

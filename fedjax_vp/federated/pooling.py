@@ -13,7 +13,7 @@ sums:
     SS     <- SS - 2 <k_j, R_j> + sum_h W_j[h] k_j[h]^2      (of sum_i w_i r_i^2)                  (6)
 
 C is the level's weights where one group covers all, a gather where groups nest, and a table only where they
-cross. (6) is exact for hard memberships, and a bound from above for soft ones.
+cross: one for all leaves that clients train whole, another for each leaf that they train by blocks. (6) is exact for hard memberships, and a bound from above for soft ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fedjax_vp.federated import server, shrinkage
-from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState
+from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState, Membership, block_shape
 from fedjax_vp.models.base import Params
 
 Shapes = Mapping[str, Array | jax.ShapeDtypeStruct]
@@ -50,7 +50,7 @@ class Sums(NamedTuple):
     update: Params  # R_l: [group, ...]
     weight: Params  # W_l: [group, blocks or 1, ...]
     square_weight: Params  # sum of w^2, like weight
-    pair: dict[int, Params]  # C: [group, coarse group, blocks or 1, ...] by crossed coarser level
+    pair: dict[int, Params]  # C: [group, coarse group, block] by crossed coarser level and `table_of`
 
 
 class Totals(NamedTuple):
@@ -70,10 +70,11 @@ class Hyper(NamedTuple):
     progress: Float[Array, "level"]
 
 
-def block_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a leaf's weights: its block axes, and 1 elsewhere."""
-    blocks = BLOCK_AXES.get(leaf, 0)
-    return tuple(size if axis < blocks else 1 for axis, size in enumerate(shape))
+def table_of(layout: Layout, leaf: str) -> str:
+    """Name of the table C that holds a leaf's weights; leaves of equal weights share one."""
+    if BLOCK_AXES.get(leaf, 0):
+        return leaf
+    return "by session" if leaf in layout.varying else "by client"
 
 
 def zeros(layout: Layout, params: Shapes) -> Totals:
@@ -88,7 +89,11 @@ def zeros(layout: Layout, params: Shapes) -> Totals:
     for fine, (names, count) in enumerate(zip(layout.owned, layout.num_groups, strict=True)):
         crossed = [j for j in range(fine) if layout.relation[fine, j] == "crossed"]
         pair = {
-            j: stack(tuple(n for n in names if n in layout.owned[j]), (count, layout.num_groups[j]), weight)
+            j: {
+                table_of(layout, n): jnp.zeros((count, layout.num_groups[j], weight[n].size))
+                for n in names
+                if n in layout.owned[j]
+            }
             for j in crossed
         }
         sizes = stack(names, (count,), weight)
@@ -115,7 +120,6 @@ def _add_level(
 ) -> Sums:
     members = states[index].members
     update, weight, square = dict(sums.update), dict(sums.weight), dict(sums.square_weight)
-    pair = {j: dict(table) for j, table in sums.pair.items()}
     for leaf in update:
         unit = units[leaf]
         for a in range(members.group.shape[1]):
@@ -124,14 +128,22 @@ def _add_level(
             update[leaf] = _scatter(update[leaf], group, w * unit.delta)
             weight[leaf] = _scatter(weight[leaf], group, w)
             square[leaf] = _scatter(square[leaf], group, w**2)
-            for j, table in pair.items():
-                if leaf not in table:
-                    continue
-                other = states[j].members
-                for b in range(other.group.shape[1]):
-                    both = w * _expand(other.share[unit.session, b], w.ndim)
-                    table[leaf] = table[leaf].at[group, other.group[unit.session, b]].add(both)
+    leaf_of = {table_of(layout, n): n for n in update}
+    pair = {
+        j: {t: _add_pairs(c, members, states[j].members, units[leaf_of[t]]) for t, c in tables.items()}
+        for j, tables in sums.pair.items()
+    }
     return Sums(update, weight, square, pair)
+
+
+def _add_pairs(table: Array, fine: Membership, coarse: Membership, unit: Unit) -> Array:
+    weight = unit.weight.reshape(unit.weight.shape[0], -1)
+    for a in range(fine.group.shape[1]):
+        for b in range(coarse.group.shape[1]):
+            both = fine.share[unit.session, a] * coarse.share[unit.session, b]
+            at = table.at[fine.group[unit.session, a], coarse.group[unit.session, b]]
+            table = at.add(weight * both[:, None])
+    return table
 
 
 def _scatter(total: Array, group: Array, value: Array) -> Array:
@@ -252,7 +264,8 @@ def _move(
         return jnp.where(mask, new, old)
 
     optimizer = jax.tree_util.tree_map_with_path(keep, optimizer, state.optimizer)
-    return state._replace(rows=rows, optimizer=optimizer, mass=state.mass + weight)
+    blocks = {n: old + sums.weight[n] for n, old in state.block_mass.items()}
+    return state._replace(rows=rows, optimizer=optimizer, mass=state.mass + weight, block_mass=blocks)
 
 
 def _divide(total: Array, weight: Array) -> Array:
@@ -275,11 +288,8 @@ def _shared(
         return weight * took[:1]
     if relation == "nested":
         return weight * took[parent_of(states[fine], states[coarse])]
-    table = totals.levels[fine].pair[coarse][leaf]  # [g, h, blocks or 1, ...]
-    size = table[0, 0].size
-    flat = jnp.einsum(
-        "ghb,hbr->gbr", table.reshape(*table.shape[:2], size), took.reshape(took.shape[0], size, -1)
-    )
+    table = totals.levels[fine].pair[coarse][table_of(layout, leaf)]
+    flat = jnp.einsum("ghb,hbr->gbr", table, took.reshape(took.shape[0], table.shape[2], -1))
     return flat.reshape(weight.shape[0], *took.shape[1:])
 
 

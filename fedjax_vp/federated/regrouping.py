@@ -7,8 +7,7 @@ A new group's row starts as the mean of its members' rows (a copy, where a group
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +15,12 @@ import numpy as np
 
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated import operations
-from fedjax_vp.federated.grouping import cluster
-from fedjax_vp.federated.grouping.settings import ByUpdates
+from fedjax_vp.federated.grouping import cfl, cluster
+from fedjax_vp.federated.grouping.settings import CFL, ByUpdates
+from fedjax_vp.federated.learned import Learned
 from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.round import State
-from fedjax_vp.federated.settings import Level, Method
+from fedjax_vp.federated.settings import Method
 
 
 def due(method: Method, done: int) -> int | None:
@@ -41,42 +41,93 @@ def regroup(method: Method, state: State, done: int) -> tuple[State, list[dict[s
     """Groups the units anew at every level whose turn has come after `done` rounds.
 
     Returns:
-        The state, and for each such level what was found: see `Found`, with `level` and `round`.
+        The state, and for each such level what was found, with `level` and `round`.
     """
     states, facts = list(state.levels), []
     for index, level in enumerate(method.levels):
         settings = level.grouping
         if not isinstance(settings, ByUpdates) or _next(settings, done - 1) != done:
             continue
-        states[index], found = _regroup_level(level, settings, states[index])
+        states[index], found = _regroup_level(settings, states[index], done)
         facts.append({"level": level.name, "round": done, **found})
     return state._replace(levels=tuple(states)), facts
 
 
-def _regroup_level(level: Level, settings: ByUpdates, state: LevelState) -> tuple[LevelState, dict[str, Any]]:
-    known = jax.device_get(state.learned)
-    old = np.argmax(known.share, axis=1)
-    new = old.copy()
-    facts = []
-    for parent in range(state.mass.shape[0] // settings.groups):
-        member = np.flatnonzero((known.within == parent) & (known.seen > 0))
-        evidence = cluster.Evidence(known.signal[member], known.seen[member], old[member], float(known.peak))
-        found = cluster.find(settings, evidence)
-        new[member] = found.group
-        facts.append(found)
-    groups = settings.groups
-    # A unit that never reported follows the most popular group of those it was in with.
-    row, was = known.within * groups + new, known.within * groups + old
+def _regroup_level(
+    settings: ByUpdates, state: LevelState, done: int
+) -> tuple[LevelState, dict[str, Any]]:
+    known: Learned = jax.device_get(state.learned)
+    was = np.argmax(known.share, axis=1)
+    now, extra = was.copy(), {}
+    parts = _parts(settings, state, known)
+    if isinstance(settings, CFL):
+        now, known, extra = _split(settings, state, known, parts, done)
+    else:
+        for member in parts:
+            now[member] = cluster.find(settings, _evidence(known, member, was), done)
+    found = [cluster.describe(_evidence(known, member, now), now[member]) for member in parts]
+    row, source = _moves(settings, state, known, was, now)
+    facts = {**cluster.merge(found), "moved": int(np.sum(row != known.within * settings.groups + was)), **extra}
+    share = jax.nn.one_hot(row - known.within * settings.groups, settings.groups)
+    learned = state.learned._replace(share=share, tree=jax.tree.map(jnp.asarray, known.tree))
+    group = learned_of.members(learned, soft=False).group
+    return operations.regroup(state, jnp.asarray(source), group)._replace(learned=learned), facts
+
+
+def _parts(settings: ByUpdates, state: LevelState, known: Learned) -> list[np.ndarray]:
+    """Units of each parent group that have reported."""
+    parents = state.mass.shape[0] // settings.groups
+    return [np.flatnonzero((known.within == parent) & (known.seen > 0)) for parent in range(parents)]
+
+
+def _evidence(known: Learned, member: np.ndarray, group: np.ndarray) -> cluster.Evidence:
+    return cluster.Evidence(known.signal[member], known.seen[member], group[member])
+
+
+def _split(
+    settings: CFL, state: LevelState, known: Learned, parts: list[np.ndarray], done: int
+) -> tuple[np.ndarray, Learned, dict[str, Any]]:
+    """Judges every group, and divides those whose members disagree."""
+    rule = cfl.SplitRule(
+        settings.eps1, settings.eps2, settings.gamma_max, settings.min_size, settings.linkage, settings.warmup - 1
+    )
+    rule = rule.scaled(float(known.peak)) if settings.relative else rule
+    models = {name: np.asarray(row) for name, row in state.rows.items()}
+    row = known.within * settings.groups + np.argmax(known.share, axis=1)
+    tree, verdicts, splits = known.tree, [], 0
+    for parent, member in enumerate(parts):
+        considered = np.full(len(row), -1, np.int32)
+        considered[member] = row[member]
+        mine = np.arange(parent * settings.groups, (parent + 1) * settings.groups)
+        free = [one for one in mine.tolist() if not np.isin(one, row)]
+        units = cfl.Members(considered, known.signal, known.seen)
+        outcome = cfl.advance(tree, units, rule, done, free, models)
+        row[member], tree = outcome.row[member], outcome.tree
+        verdicts += outcome.verdicts.values()
+        splits += len(outcome.copied)
+    extra = {
+        "splits": splits,
+        "mean_norm": [one.mean_norm for one in verdicts],
+        "max_norm": [one.max_norm for one in verdicts],
+        "alpha_cross_max": [one.alpha_cross_max for one in verdicts],
+    }
+    return row - known.within * settings.groups, known._replace(tree=tree), extra
+
+
+def _moves(
+    settings: ByUpdates, state: LevelState, known: Learned, was: np.ndarray, now: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every unit's row from now on, and the shares of the old rows in each new one.
+
+    A unit that never reported follows most of those it was in one group with.
+    """
     rows = state.mass.shape[0]
+    before, row = known.within * settings.groups + was, known.within * settings.groups + now
     heard = known.seen > 0
     table = np.zeros((rows, rows), np.float32)
-    np.add.at(table, (row[heard], was[heard]), known.seen[heard])
+    np.add.at(table, (row[heard], before[heard]), known.seen[heard])
     follow = np.where(table.sum(axis=0) > 0, table.argmax(axis=0), np.arange(rows))
-    row = np.where(heard, row, follow[was])
+    row = np.where(heard, row, follow[before])
     total = table.sum(axis=1, keepdims=True)
     source = np.where(total > 0, table / np.maximum(total, 1e-12), np.eye(rows, dtype=np.float32))
-    share = jax.nn.one_hot(row - known.within * groups, groups)
-    learned = state.learned._replace(share=share)
-    group = learned_of.members(learned, soft=False).group
-    state = operations.regroup(state, jnp.asarray(source), group)._replace(learned=learned)
-    return state, cluster.merge(facts, moved=int(np.sum(row != was)))
+    return row, source

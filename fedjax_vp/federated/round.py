@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_vp.federated import assignment, levels, operations, participation, pooling, server
+from fedjax_vp.federated import assignment, levels, operations, participation, pooling, server, stretches
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated.batches import num_steps
 from fedjax_vp.federated.federation import Arrays, Federation, client_windows
@@ -144,9 +144,9 @@ def _info(
 
 def _deal(sim: Simulator, cohort: participation.Cohort, arrays: Arrays) -> participation.Cohort:
     """Pads the cohort to whole blocks on every device, and deals ragged work evenly, longest first."""
-    devices = sim.mesh.size
+    devices = sim.mesh.shape["clients"]
     size = cohort.client.shape[0]
-    padded = -(-size // (devices * sim.block)) * devices * sim.block
+    padded = stretches.plan(sim.task, sim.block, -(-size // devices)).clients * devices
 
     def pad(x: Array) -> Array:
         return jnp.concatenate([x, jnp.zeros(padded - size, x.dtype)])
@@ -165,8 +165,6 @@ def _sharded(sim: Simulator, params: pooling.Shapes) -> Callable[..., tuple[Tota
     def device_fn(
         clients: Client, states: tuple[LevelState, ...], arrays: Arrays, lr: Array
     ) -> tuple[Totals, Any, Array, Array, learned_of.Seen]:
-        blocks = jax.tree.map(lambda x: x.reshape(-1, sim.block, *x.shape[1:]), clients)
-
         def block_fn(totals: Totals, block: Client) -> tuple[Totals, tuple]:
             result = _train_block(task, states, arrays, block, lr)
             session = jax.vmap(lambda c: _sessions(task, arrays, c))(block.index)  # over the block
@@ -174,9 +172,9 @@ def _sharded(sim: Simulator, params: pooling.Shapes) -> Callable[..., tuple[Tota
             seen = learned_of.Seen(session, result.weight, result.aux)
             return totals, (result.state, result.loss, result.finite, seen)
 
-        totals, outputs = jax.lax.scan(block_fn, pooling.zeros(layout, params), blocks)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
-        return jax.lax.psum(totals, "clients"), *flat
+        zeros = pooling.zeros(layout, params)
+        totals, outputs = stretches.scan(block_fn, zeros, task, arrays, clients, sim.block)
+        return jax.lax.psum(totals, "clients"), *outputs
 
     own, whole = PartitionSpec("clients"), PartitionSpec()
     return jax.shard_map(

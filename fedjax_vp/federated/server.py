@@ -80,13 +80,13 @@ def transformation(settings: ServerOptimizer) -> optax.GradientTransformation:
 
 
 def factor(schedule: Schedule, round_index: ArrayLike, num_rounds: ArrayLike) -> Float[Array, ""]:
-    """Factor on a learning rate in round `round_index` (from 0) of `num_rounds`."""
-    progress = jnp.asarray(round_index, jnp.float32) / jnp.maximum(jnp.asarray(num_rounds, jnp.float32), 1.0)
+    """Factor on a learning rate in round `round_index` (from 0) of `num_rounds`: `final` in the last of them."""
+    index, rounds = jnp.asarray(round_index, jnp.float32), jnp.asarray(num_rounds, jnp.float32)
+    progress = index / jnp.maximum(rounds - 1, 1.0)
     done = jnp.clip((progress - schedule.warmup) / (1 - schedule.warmup), 0.0, 1.0)
     fall = {"constant": jnp.zeros(()), "linear": done, "cosine": (1 - jnp.cos(jnp.pi * done)) / 2}
     value = 1 - (1 - schedule.final) * fall[schedule.kind]
     if schedule.warmup:
         # The first round already moves: (round + 1) / warm-up rounds.
-        step = 1.0 / jnp.maximum(jnp.asarray(num_rounds, jnp.float32), 1.0)
-        value = jnp.minimum(value, (progress + step) / schedule.warmup)
+        value = jnp.minimum(value, (index + 1) / (jnp.maximum(rounds, 1.0) * schedule.warmup))
     return value

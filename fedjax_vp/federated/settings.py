@@ -32,7 +32,7 @@ class Schedule:
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
     warmup: float = 0.0  # share of the rounds
-    final: float = 0.0  # factor at the last round (linear, cosine)
+    final: float = 0.0  # factor in the last round (linear, cosine)
 
     def __post_init__(self) -> None:
         _require(0 <= self.warmup < 1, f"schedule.warmup is {self.warmup}: give a share of the run in [0, 1)")
@@ -214,10 +214,26 @@ class Mixing:
     """Prediction-level mixing by horizon of the prefix models, learned on validation windows.
 
     `mixture` learns the weights pi[level, horizon], `best_prefix` takes the best single prefix at each
-    horizon, `none` predicts with the whole hierarchy.
+    horizon, `none` predicts with the whole hierarchy. `per` is a label ("user", "video", "session", ...)
+    whose groups have weights of their own, shrunk toward the common ones, which count as `prior` validation
+    windows. `safe` gives deeper levels weight only as far as at most `most_hurt` of the validation users are
+    worse off by half a degree than with the first level alone. `windows`: validation windows a session.
     """
 
     kind: Literal["none", "mixture", "best_prefix"] = "none"
+    per: str = ""
+    prior: float = 64.0
+    safe: bool = False
+    most_hurt: float = 0.05
+    windows: int = 8
+
+    def __post_init__(self) -> None:
+        _require(
+            math.isfinite(self.prior) and self.prior >= 0,
+            f"mixing.prior is {self.prior}: give a number of windows, 0 or more",
+        )
+        _require(0 <= self.most_hurt <= 1, f"mixing.most_hurt is {self.most_hurt}: give a share in [0, 1]")
+        _require(self.windows >= 1, f"mixing.windows is {self.windows}: give at least 1 window a session")
 
 
 @dataclass(frozen=True)
@@ -264,17 +280,20 @@ class Engine:
     """How the computation is laid out; no learning result depends on it.
 
     `client_block`: clients trained side by side (0: 1 on a CPU, 256 on an accelerator); `devices`: 0 uses
-    all; `chunk`: rounds in one compiled scan, after which Python logs and saves.
+    all; `chunk`: rounds in one compiled scan, after which Python logs and saves; `points`: seeds and traced
+    numbers of a sweep run side by side (0: one a device on a CPU, what memory takes on an accelerator).
     """
 
     client_block: int = 0
     devices: int = 0
     chunk: int = 25
+    points: int = 0
 
     def __post_init__(self) -> None:
         _require(self.client_block >= 0, f"engine.client_block is {self.client_block}: give 0 or more")
         _require(self.devices >= 0, f"engine.devices is {self.devices}: give 0 (all) or a number")
         _require(self.chunk >= 1, f"engine.chunk is {self.chunk}: give at least 1 round")
+        _require(self.points >= 0, f"engine.points is {self.points}: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -286,6 +305,7 @@ class Evaluate:
     grid: tuple[int, int] = (6, 12)
     every: int = 25  # rounds between evaluations on the way, on `history_windows` windows a session
     history_windows: int = 8
+    sessions: int = 0  # measured, spread over the test sessions; 0: all of them
 
     def __post_init__(self) -> None:
         for key in ("horizons_s", "tile_horizons_s"):
@@ -299,4 +319,7 @@ class Evaluate:
         _require(
             self.history_windows >= 1,
             f"evaluate.history_windows is {self.history_windows}: give at least 1 window a session",
+        )
+        _require(
+            self.sessions >= 0, f"evaluate.sessions is {self.sessions}: give 0 for all sessions, or a number"
         )

@@ -16,6 +16,8 @@ from fedjax_vp.federated.local import Task
 from fedjax_vp.federated.settings import Engine, Method
 from fedjax_vp.models.base import Predictor
 
+_MOST_GENERATED = 1024  # sessions of one client
+
 
 class Simulator(NamedTuple):
     """Static parts of a run."""
@@ -47,6 +49,11 @@ def simulator(federation: Federation, predictor: Predictor, method: Method, engi
         raise UserError(
             "local.epochs and local.batch: 0 pass over all windows of a client with one model; here a level "
             "tells the client's sessions apart: give local.steps and a batch, or client: session"
+        )
+    if federation.arrays.make is not None and federation.max_sessions > _MOST_GENERATED:
+        raise UserError(
+            f"client: {method.client} has a client of {federation.max_sessions} sessions, whose traces would be "
+            "generated at once: give dataset.stored: true, or client: session"
         )
     devices = jax.devices()[: engine.devices or None]
     if len(devices) < engine.devices:

@@ -1,47 +1,87 @@
-"""From what is known of the units of one parent group to their groups: the choice of a clustering by settings."""
+"""From what is known of the units of one parent group to their groups: the clustering that settings name."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
-from fedjax_vp.federated.grouping.settings import ByUpdates
+from fedjax_vp.federated.grouping import fedgroup, hierarchical, kmeans
+from fedjax_vp.federated.grouping.settings import ByUpdates, FedGroup, Hierarchical, KMeans
+from fedjax_vp.federated.grouping.similarity import cosine, silhouette, within_between
+
+MOST_PAIRS = 2048  # units whose similarity is looked at
 
 
 class Evidence(NamedTuple):
     """Units of one parent group that have reported."""
 
-    rows: np.ndarray  # float32 [unit, q] sketches of their updates
+    update: np.ndarray  # float32 [unit, q] sketches
     weight: np.ndarray  # float32 [unit]
     group: np.ndarray  # int [unit] where they are now
-    peak: float  # largest norm of a mean update so far
 
 
 class Found(NamedTuple):
-    """New groups, and the similarity of updates within and between them."""
+    """New groups, and how similar updates are within and between them (nan without such a pair)."""
 
     group: np.ndarray  # int [unit]
-    within: float  # mean cosine; nan without a pair
+    within: float
     between: float
-    split: bool  # whether some group was divided
+    silhouette: float
 
 
-def find(settings: ByUpdates, evidence: Evidence) -> Found:
-    """Groups the units; fewer than two stay where they are."""
-    raise NotImplementedError
+def find(settings: ByUpdates, evidence: Evidence, seed: int) -> np.ndarray:
+    """Groups of the units, called as they were as far as possible; a unit alone stays where it is.
+
+    Args:
+        settings: of a clustering that starts afresh each time (CFL, which goes on from its tree, is not one).
+        evidence: what is known of the units.
+        seed: of the starts of k-means.
+    """
+    update, count = evidence.update, settings.groups
+    if len(update) < 2 or count < 2:
+        return evidence.group
+    if isinstance(settings, KMeans):
+        centered = update - np.average(update, axis=0, weights=evidence.weight)
+        labels = kmeans.fit(centered, count, seed, evidence.weight, settings.metric == "cosine").labels
+    elif isinstance(settings, FedGroup):
+        labels = fedgroup.cold_start(update, count, seed, settings.measure).labels
+    elif isinstance(settings, Hierarchical):
+        form = settings.metric, settings.linkage
+        labels = hierarchical.fit(update, *form, settings.threshold, count)
+        if labels.max() >= count:  # more groups than rows: the nearest are merged
+            labels = hierarchical.fit(update, *form, None, count)
+    else:
+        raise TypeError(f"{settings.kind} does not start afresh")
+    return _renamed(labels, evidence.group, count)
 
 
-def merge(found: list[Found], moved: int) -> dict[str, Any]:
-    """One line of the log from the parent groups' findings: means over those that have any pair."""
-    def mean(values: list[float]) -> float | None:
-        known = [value for value in values if np.isfinite(value)]
+def describe(evidence: Evidence, group: np.ndarray) -> Found:
+    """The picture that grouping by updates rests on, of at most `MOST_PAIRS` units spread over all."""
+    picked = np.unique(np.linspace(0, len(group) - 1, min(len(group), MOST_PAIRS)).astype(int))
+    if len(picked) < 2:
+        return Found(group, math.nan, math.nan, math.nan)
+    similarity, some = cosine(evidence.update[picked]), group[picked]
+    pair = within_between(similarity, some)
+    return Found(group, pair.within, pair.between, silhouette(similarity, some))
+
+
+def merge(found: list[Found]) -> dict[str, Any]:
+    """One line of the log: means over the parent groups that have a pair, and the number of groups in use."""
+
+    def mean(name: str) -> float | None:
+        known = [value for value in (getattr(one, name) for one in found) if math.isfinite(value)]
         return float(np.mean(known)) if known else None
 
-    return {
-        "within": mean([one.within for one in found]),
-        "between": mean([one.between for one in found]),
-        "split": any(one.split for one in found),
-        "moved": moved,
-        "groups": sum(len(np.unique(one.group)) for one in found),
-    }
+    groups = sum(len(np.unique(one.group)) for one in found)
+    return {name: mean(name) for name in ("within", "between", "silhouette")} | {"groups": groups}
+
+
+def _renamed(labels: np.ndarray, before: np.ndarray, count: int) -> np.ndarray:
+    """The same partition, under those names of 0 .. count - 1 by which fewest units change theirs."""
+    shared = np.zeros((count, count))
+    np.add.at(shared, (labels, before), 1)
+    _, name = linear_sum_assignment(shared, maximize=True)
+    return name[labels]

@@ -1,27 +1,70 @@
-"""Linear sketches of updates: random signs, then sums over strided blocks; O(d) a client, no scatters."""
+"""Linear sketches of updates: random signs, then sums over strided blocks; O(d) a client, no scatters.
+
+    S(x)_b = sum_{a: h(a) = b} s_a x_a,      s_a = +-1 independent                                 (1)
+    E <S(x), S(y)> = <x, y>,
+    Var <S(x), S(y)> = sum_{a != b, h(a) = h(b)} x_a^2 y_b^2 + x_a y_a x_b y_b
+                     ~ (|x|^2 |y|^2 + <x, y>^2) / size                                             (2)
+
+A count-sketch (Charikar, Chen, Farach-Colton 2002) whose hash h is not random but a fold: a leaf is read as
+rows of `width` numbers, and the rows are summed. (2) holds when the energy of x and y is spread over the
+buckets. Random signs alone would not see to that: in rows as long as a layer is wide, a single active unit (a
+column of the kernel) would fall into one bucket. So `width` has no factor in common with the leaf's strides:
+rows, columns and blocks of a kernel then spread evenly. Leaves start where the one before has ended, so that
+small ones lie side by side, and updates of at most `size` numbers are kept exactly, but for their signs.
+"""
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
+
+from fedjax_vp.models.base import Params
 
 
-def sketch(delta: dict[str, Array], key: Array, size: int) -> Float[Array, "unit size"]:
+def sketch(delta: Params, key: Key[Array, ""], size: int) -> Float[Array, "unit size"]:
     """Sketches updates of units; inner products are unbiased over keys.
+
+    Linear: sketches of a sum, a mean or a residual follow from sketches of its terms, as long as the key is
+    the same for all clients and rounds. The signs have no unit axis.
 
     Args:
         delta: leaves [unit, ...].
-        key: of the signs, the same for all units.
+        key: of the signs.
         size: numbers in a sketch; 0: the update itself, leaves in order of their names.
     """
-    flat = [x.reshape(x.shape[0], -1) for _, x in sorted(delta.items())]
+    leaves = [x for _, x in sorted(delta.items())]
     if not size:
-        return jnp.concatenate(flat, axis=1)
-    total = jnp.zeros((flat[0].shape[0], size))
-    for index, x in enumerate(flat):
-        signs = jax.random.rademacher(jax.random.fold_in(key, index), (x.shape[1],), jnp.float32)
-        folds = -(-x.shape[1] // size)
-        padded = jnp.pad(x * signs, ((0, 0), (0, folds * size - x.shape[1])))
-        total = total + padded.reshape(-1, folds, size).sum(axis=1)
+        return jnp.concatenate([x.reshape(x.shape[0], -1) for x in leaves], axis=1)
+    total = jnp.zeros((leaves[0].shape[0], size))
+    offset = 0
+    for index, x in enumerate(leaves):
+        flat = x.reshape(x.shape[0], -1)
+        folded = _fold(flat, jax.random.fold_in(key, index), _width(x.shape[1:], size))
+        folded = jnp.pad(folded, ((0, 0), (0, size - folded.shape[1])))
+        total = total + jnp.roll(folded, offset, axis=1)
+        offset = (offset + flat.shape[1]) % size
     return total
+
+
+def _width(shape: tuple[int, ...], size: int) -> int:
+    """Longest row that has no factor in common with the leaf's strides; `size` where nothing is folded."""
+    if math.prod(shape) <= size:
+        return size
+    stride = math.prod(shape[1:])
+    return next(width for width in range(size, 0, -1) if math.gcd(width, stride) == 1)
+
+
+def _fold(flat: Float[Array, "unit d"], key: Array, width: int) -> Float[Array, "unit width"]:
+    """Signs, then the sum of rows; the product with ones is the fastest form of that sum on a CPU."""
+    rows, rest = divmod(flat.shape[1], width)
+    signs = jax.random.rademacher(key, (flat.shape[1],), flat.dtype)
+    signed = flat * signs[None]
+    tail = jnp.pad(signed[:, rows * width :], ((0, 0), (0, width - rest)))
+    if not rows:
+        return tail
+    body = signed[:, : rows * width].reshape(-1, rows, width)
+    ones = jnp.ones(rows, flat.dtype)
+    return tail + jnp.einsum("r,urw->uw", ones, body, precision=jax.lax.Precision.HIGHEST)
