@@ -193,7 +193,9 @@ def problem(config: Config, traces: TraceSet, split: splits.Split, evaluate: Eva
     _require_weights(config)
     shape = window_shape(config, traces)
     return simulate.Problem(
-        federation=federation.build(traces, split, shape, config.client),
+        federation=federation.sampled(
+            federation.build(traces, split, shape, config.client), evaluate.sessions
+        ),
         predictor=config.model.build(shape),
         method=config.method,
         engine=config.engine,

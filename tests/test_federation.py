@@ -112,7 +112,9 @@ def test_a_protocol_without_windows_is_refused(phase: str) -> None:
         build(TRACES, empty, toy.SHAPE)
 
 
-RAGGED = Planted(users=6, videos=5, duration_s=16.0, duration_power=0.5, min_duration_s=3.0, sessions_power=0.3)
+RAGGED = Planted(
+    users=6, videos=5, duration_s=16.0, duration_power=0.5, min_duration_s=3.0, sessions_power=0.3
+)
 
 
 def both(settings: Planted | Synthetic, protocol: Protocol, client: str) -> tuple[Federation, Federation]:
@@ -145,7 +147,9 @@ def test_a_federation_that_stores_no_traces_has_the_same_windows(
     assert (kept.max_windows, kept.max_sessions) == (made.max_windows, made.max_sessions)
 
 
-@pytest.mark.parametrize("settings", [replace(RAGGED, iid=True), Synthetic(users=3, videos=4, duration_s=12.0)])
+@pytest.mark.parametrize(
+    "settings", [replace(RAGGED, iid=True), Synthetic(users=3, videos=4, duration_s=12.0)]
+)
 def test_generated_traces_are_those_that_would_be_stored(settings: Planted | Synthetic) -> None:
     kept, made = both(settings, WithinSession(history_s=0.8, horizon_s=0.6, start_s=1.0), "session")
     session = jnp.asarray([0, 5, 5, 9])

@@ -181,7 +181,9 @@ def _same(a: list[dict[str, np.ndarray]], b: list[dict[str, np.ndarray]]) -> Non
 
 
 def _mass(state: LevelState, mass: list[float]) -> LevelState:
-    return state._replace(mass=jnp.asarray(mass, jnp.float32))
+    given = jnp.asarray(mass, jnp.float32)
+    blocks = {n: jnp.broadcast_to(given[:, None, None], x.shape) for n, x in state.block_mass.items()}
+    return state._replace(mass=given, block_mass=blocks)
 
 
 NESTED = (Level("global", owns=("body", "video_table")), Level("edge", by="edge"), Level("user", by="user"))
@@ -220,6 +222,22 @@ def test_absorb_with_reset_gives_every_group_its_parents_model(nested: pools.Cas
     assert not any(r.any() for r in new_user.rows.values())
     models = _models((world, new_edge, new_user))
     _same(models[:6], [models[0]] * 6)
+
+
+def test_absorb_weighs_each_block_by_who_trained_it(nested: pools.Case) -> None:
+    """A second of the table that only one of two users has seen goes up as that user has it."""
+    _, edge, user = nested.states
+    user = _mass(user, [1.0, 3.0, 2.0, 2.0])
+    seen = user.block_mass["video_table"].at[0, 1].set(0.0).at[:2, 2].set(0.0)
+    user = user._replace(block_mass={"video_table": seen})
+    new_user, new_edge = operations.absorb(user, edge, pooling.parent_of(user, edge), reset=True)
+    gained = np.asarray(new_edge.rows["video_table"] - edge.rows["video_table"])
+    rows = np.asarray(user.rows["video_table"])
+    np.testing.assert_allclose(gained[0, 0], (rows[0, 0] + 3 * rows[1, 0]) / 4, atol=1e-6)
+    np.testing.assert_allclose(gained[0, 1], rows[1, 1], atol=1e-6)
+    np.testing.assert_array_equal(gained[0, 2], 0.0)  # nobody has: it stays below
+    np.testing.assert_array_equal(new_user.rows["video_table"][:2, 2], rows[:2, 2])
+    assert not new_user.block_mass["video_table"].any()
 
 
 def test_leaves_that_the_parent_does_not_own_stay_where_they_are() -> None:

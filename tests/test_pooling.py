@@ -239,3 +239,11 @@ def test_any_assignment_and_any_weights(
         for leaf, unit in pools.reports(seed).items()
     }
     pools.assert_rows(one.pool(one.states, units, one.hyper), pools.by_hand(one, units), atol=5e-5)
+
+
+def test_crossed_levels_keep_one_table_of_pairs_for_leaves_of_equal_weight() -> None:
+    one = pools.case((Level("global"), Level("video", by="video"), Level("user", by="user")))
+    params = {n: jnp.zeros(shape) for n, shape in pools.SHAPES.items()}
+    tables = pooling.zeros(one.layout, params).levels[2].pair
+    assert list(tables) == [1]
+    assert {n: x.shape for n, x in tables[1].items()} == {"by client": (4, 3, 1), "video_table": (4, 3, 4)}

@@ -101,13 +101,17 @@ def test_an_unknown_optimizer_is_one_clear_line() -> None:
         (Schedule("linear"), [1, 0.75, 0.5, 0.25, 0]),
         (Schedule("linear", final=0.2), [1, 0.8, 0.6, 0.4, 0.2]),
         (Schedule("cosine"), [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0]),
-        (Schedule("constant", warmup=0.5), [0.025, 0.525, 1, 1, 1]),
-        (Schedule("linear", warmup=0.5), [0.025, 0.525, 1, 0.5, 0]),
+        (Schedule("constant", warmup=0.5), [2 / 81, 42 / 81, 1, 1, 1]),
+        (Schedule("linear", warmup=0.5), [2 / 81, 42 / 81, 1, 0.5, 0]),
     ],
 )
 def test_schedules(schedule: Schedule, wanted: list[float]) -> None:
-    found = [float(server.factor(schedule, r, 80)) for r in (0, 20, 40, 60, 80)]
+    found = [float(server.factor(schedule, r, 81)) for r in (0, 20, 40, 60, 80)]
     np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_a_run_of_one_round_is_not_scaled() -> None:
+    assert float(server.factor(Schedule("linear", final=0.2), 0, 1)) == 1
 
 
 def test_the_first_round_of_a_warm_up_moves() -> None:
@@ -119,7 +123,7 @@ def test_learning_rate_and_schedule_scale_a_levels_step() -> None:
     one, units = pools.case(levels), pools.reports(0)
     old = one.states[0].rows["body"]
     steps = [one.pool(one.states, units, one.hyper, round_index=r)[0].rows["body"] - old for r in (0, 5)]
-    np.testing.assert_allclose(steps[1], 0.5 * steps[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(steps[1], 4 / 9 * steps[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_misspelt_option_is_one_clear_line() -> None:

@@ -183,9 +183,7 @@ def sampled(federation: Federation, most: int) -> Federation:
         return windows._replace(count=jnp.asarray(few))
 
     arrays = federation.arrays
-    return replace(
-        federation, arrays=arrays._replace(test=some(arrays.test), valid=some(arrays.valid))
-    )
+    return replace(federation, arrays=arrays._replace(test=some(arrays.test), valid=some(arrays.valid)))
 
 
 def traces_of(arrays: Arrays, session: Int[Array, "slot"]) -> tuple[Traces, Int[Array, "slot"]]:

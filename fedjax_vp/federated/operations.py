@@ -39,7 +39,9 @@ def absorb(
         up[leaf] = up[leaf] + mean
         rest = jnp.zeros_like(down[leaf]) if reset else down[leaf] - mean[parent_of]
         down[leaf] = jnp.where(keep, rest, down[leaf])
-    blocks = {n: mass + above(fine.block_mass[n]) if n in down else mass for n, mass in coarse.block_mass.items()}
+    blocks = {
+        n: mass + above(fine.block_mass[n]) if n in down else mass for n, mass in coarse.block_mass.items()
+    }
     coarse = coarse._replace(rows=up, mass=coarse.mass + above(fine.mass), block_mass=blocks)
     empty = jax.tree.map(jnp.zeros_like, fine.block_mass)
     return fine._replace(rows=down, mass=jnp.zeros_like(fine.mass), block_mass=empty), coarse

@@ -52,8 +52,8 @@ def simulator(federation: Federation, predictor: Predictor, method: Method, engi
         )
     if federation.arrays.make is not None and federation.max_sessions > _MOST_GENERATED:
         raise UserError(
-            f"client: {method.client} has a client of {federation.max_sessions} sessions, whose traces would be "
-            "generated at once: give dataset.stored: true, or client: session"
+            f"client: {method.client} has a client of {federation.max_sessions} sessions, whose traces would "
+            "be generated at once: give dataset.stored: true, or client: session"
         )
     devices = jax.devices()[: engine.devices or None]
     if len(devices) < engine.devices:
