@@ -11,6 +11,7 @@ after in the same process, give the time that it is compared with.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -100,7 +101,7 @@ class Rounds:
         import jax
 
         self.clock.restart()
-        state, info = jax.block_until_ready(self.round(self.state, self.federation.arrays, self.hyper))
+        _, info = jax.block_until_ready(self.round(self.state, self.federation.arrays, self.hyper))
         seconds = time.perf_counter() - self.clock.begun
         jax.effects_barrier()
         return seconds, self.clock.of_stretch(self.passes) / self.of_stretch, jax.device_get(info)
@@ -117,10 +118,8 @@ def peak_bytes() -> int:
 
 def forget_peak() -> None:
     """Starts the peak anew, where the system can."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def measure(algorithm: str, clients: int, repeats: int) -> dict[str, Any]:
@@ -174,7 +173,7 @@ def main() -> None:
     for run in runs:
         print(
             f"{run['algorithm']}: {run['clients']} clients in {run['seconds']:.1f} s, "
-            f"{1e6 * run['seconds_per_client']:.0f} us a client ({run['ratio']:.2f} times that of {FEW} clients), "
+            f"{1e6 * run['seconds_per_client']:.0f} us a client ({run['ratio']:.2f} times {FEW} clients'), "
             f"peak {run['peak_rss_bytes'] / 2**30:.2f} GiB"
         )
 

@@ -23,9 +23,6 @@ from fedjax_vp.errors import UserError
 from fedjax_vp.models.base import Inputs, WindowShape
 
 
-Indices = Array | np.ndarray
-
-
 class Windows(NamedTuple):
     """The windows of one phase, by session; sessions whose windows lie alike may share a row."""
 
@@ -33,11 +30,11 @@ class Windows(NamedTuple):
     count: Int[Array, "session"]
     row: Int[Array, "session"] | None = None  # None: session i has row i
 
-    def at(self, session: Int[Indices, "*any"], index: Int[Indices, "*any"]) -> Int[Indices, "*any"]:
+    def at(self, session: Int[Array, "*any"], index: Int[Array, "*any"]) -> Int[Array, "*any"]:
         """`now` of some windows: the windows of a session count from 0."""
         return self.now[session if self.row is None else self.row[session], index]
 
-    def of(self, session: Int[Indices, "*any"]) -> Int[Indices, "*any window"]:
+    def of(self, session: Int[Array, "*any"]) -> Int[Array, "*any window"]:
         """`now` of all windows of some sessions, padded."""
         return self.now[session if self.row is None else self.row[session]]
 

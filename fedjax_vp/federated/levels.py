@@ -42,7 +42,7 @@ class LevelState(NamedTuple):
     optimizer: Any
     variance: shrinkage.Variance
     mass: Float[Array, "group"]  # weight pooled since the rows were last absorbed
-    block_mass: Params  # the same of each block, for leaves that clients train by blocks: [group, blocks, 1, ...]
+    block_mass: Params  # the same by block, of leaves trained by blocks: [group, blocks, 1, ...]
     members: Membership
     learned: Any = None  # units and what is known of them, where groups are learned (`learned.Learned`)
 

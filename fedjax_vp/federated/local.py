@@ -19,9 +19,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from fedjax_vp.federated import batches
+from fedjax_vp.federated.federation import Arrays, Federation, Traces, client_windows, cut, traces_of
 from fedjax_vp.federated.grouping.settings import ByUpdates
 from fedjax_vp.federated.grouping.sketch import sketch
-from fedjax_vp.federated.federation import Arrays, Federation, Traces, client_windows, cut, traces_of
 from fedjax_vp.federated.learned import sketch_key
 from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState, compose
 from fedjax_vp.federated.settings import Local, Pooling

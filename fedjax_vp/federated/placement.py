@@ -25,6 +25,7 @@ from fedjax_vp.federated.local import Client
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.simulator import Simulator
 
+
 def make_place(sim: Simulator) -> Callable[[State], State]:
     """A function from a state to the same state with every session that can be placed in a group."""
     learned = [i for i, level in enumerate(sim.layout.levels) if learned_of.settings_of(level)]

@@ -13,7 +13,8 @@ sums:
     SS     <- SS - 2 <k_j, R_j> + sum_h W_j[h] k_j[h]^2      (of sum_i w_i r_i^2)                  (6)
 
 C is the level's weights where one group covers all, a gather where groups nest, and a table only where they
-cross: one for all leaves that clients train whole, another for each leaf that they train by blocks. (6) is exact for hard memberships, and a bound from above for soft ones.
+cross: one for all leaves that clients train whole, another for each leaf that they train by blocks. (6) is
+exact for hard memberships, and a bound from above for soft ones.
 """
 
 from __future__ import annotations

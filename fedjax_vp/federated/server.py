@@ -80,7 +80,7 @@ def transformation(settings: ServerOptimizer) -> optax.GradientTransformation:
 
 
 def factor(schedule: Schedule, round_index: ArrayLike, num_rounds: ArrayLike) -> Float[Array, ""]:
-    """Factor on a learning rate in round `round_index` (from 0) of `num_rounds`: `final` in the last of them."""
+    """Factor on a learning rate in round `round_index` (from 0) of `num_rounds`; `final` in the last."""
     index, rounds = jnp.asarray(round_index, jnp.float32), jnp.asarray(num_rounds, jnp.float32)
     progress = index / jnp.maximum(rounds - 1, 1.0)
     done = jnp.clip((progress - schedule.warmup) / (1 - schedule.warmup), 0.0, 1.0)
