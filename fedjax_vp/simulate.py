@@ -1,59 +1,25 @@
-"""The chunk loop: compiled rounds on the device; logging, checkpoints and looks at the error between them."""
+"""The chunk loop: compiled rounds on the device; logging, checkpoints and looks at the error between them.
+
+Points, that is seeds with their traced numbers, run in batches of one compiled function (`batching`); a single run
+is a batch of one. Each point keeps its own log and checkpoints, so that it can be resumed by itself.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from fedjax_vp.checkpoint import Checkpoints
-from fedjax_vp.data.splits import Split
-from fedjax_vp.data.traces import TraceSet
+from fedjax_vp.course import Common as Common
+from fedjax_vp.course import Course as Course
+from fedjax_vp.course import Outcome as Outcome
+from fedjax_vp.course import Point as Point
+from fedjax_vp.course import Problem as Problem
+from fedjax_vp.course import advance
 from fedjax_vp.errors import UserError
-from fedjax_vp.evaluate import Evaluation, baseline, evaluate, examples, make_errors, make_mixing, own
-from fedjax_vp.federated import regrouping
-from fedjax_vp.federated import round as rounds_of
-from fedjax_vp.federated.federation import Federation, thin
-from fedjax_vp.federated.placement import make_place
-from fedjax_vp.federated.settings import Engine, Evaluate, Method
-from fedjax_vp.models.base import Predictor
-from fedjax_vp.models.static import Static
-from fedjax_vp.models.velocity import Velocity
-
-BASELINES = {"no_motion": Static(), "velocity": Velocity()}
-PER_ROUND = ("loss", "invited", "reported", "nonfinite", "sessions_down", "sessions_up")
-
-
-class Problem(NamedTuple):
-    """What is simulated."""
-
-    federation: Federation
-    predictor: Predictor
-    method: Method
-    engine: Engine
-    evaluate: Evaluate
-    traces: TraceSet
-    split: Split
-
-
-class Outcome(NamedTuple):
-    """What a simulation returns."""
-
-    state: Any
-    history: list[dict[str, Any]]  # round, loss, error_deg (list over horizons), bytes_up, bytes_down
-    evaluation: Evaluation  # all test windows
-    baselines: dict[str, Evaluation]  # on the same windows
-    timings: dict[str, float]  # s
-    counters: dict[str, Any]
-    examples: dict[str, np.ndarray]  # some test windows for the world map
 
 
 class Interrupted(Exception):
@@ -91,23 +57,86 @@ def simulate(
         Interrupted: Ctrl-C.
         UserError: the run diverged; names the round and the last good checkpoint.
     """
-    run = _Run(problem, rounds, seed)
-    checkpoints = Checkpoints(run_dir / "checkpoints" if run_dir else None)
-    try:
-        with _graceful() as stop:
-            found = checkpoints.latest(run.state) if resume else None
-            if found:
-                run.state, run.log = found
-            while run.done < rounds:
-                run.advance(checkpoints)
-                reporter({"round": run.done, **run.news()})
-                if run.done % problem.engine.chunk == 0 or run.done == rounds or stop.is_set():
-                    checkpoints.save(run.done, run.state, run.log)
-                if stop.is_set():
-                    raise Interrupted(run.done, run_dir)
-        return run.outcome(reporter)
-    finally:
-        checkpoints.close()
+    found: list[Outcome | UserError] = []
+    simulate_many(
+        Common(problem, rounds),
+        [Point(seed, problem.method, run_dir)],
+        lambda index, outcome: found.append(outcome),
+        resume,
+        lambda index, facts: reporter(facts),
+    )
+    if isinstance(found[0], UserError):
+        raise found[0]
+    return found[0]
+
+
+def simulate_many(
+    common: Common,
+    points: Sequence[Point],
+    finish: Callable[[int, Outcome | UserError], None],
+    resume: bool = False,
+    reporter: Callable[[int, dict[str, Any]], None] = lambda index, facts: None,
+) -> None:
+    """Runs points through one compiled function, as many side by side as `common` provides for.
+
+    Args:
+        common: what they share; made for at least so many points.
+        points: seeds, traced numbers and folders.
+        finish: told of each point, by its index, as it ends: its outcome, or why it failed. A failing point
+            stops no other.
+        resume: continue each point from the newest checkpoint in its folder.
+        reporter: told at every chunk end of each point's `round`, and of `loss` and `error_deg` where known.
+
+    Raises:
+        Interrupted: Ctrl-C; the points under way are saved.
+    """
+    width = common.chunk.width
+    with _graceful() as stop:
+        for begin in range(0, len(points), width):
+            with ExitStack() as closing:
+                courses: dict[int, Course] = {}
+                for index, point in enumerate(points[begin : begin + width], begin):
+                    courses[index] = Course(common, point)
+                    closing.callback(courses[index].checkpoints.close)
+                _run_batch(common, courses, resume, reporter, stop)
+                for index, course in courses.items():
+                    tell = _about(index, reporter)
+                    finish(index, course.failed or course.outcome(tell))
+            if stop.is_set() and begin + width < len(points):
+                raise Interrupted(0, points[begin + width].run_dir)
+
+
+def _run_batch(
+    common: Common,
+    courses: dict[int, Course],
+    resume: bool,
+    reporter: Callable[[int, dict[str, Any]], None],
+    stop: threading.Event,
+) -> None:
+    """Runs a batch to its last round. Points that a kill left behind run first, until all are abreast."""
+    for course in courses.values() if resume else ():
+        try:
+            course.resume()
+        except UserError as error:
+            course.failed = error
+    chunk = common.problem.engine.chunk
+    while active := {i: c for i, c in courses.items() if not c.failed and c.done < common.rounds}:
+        least = min(course.done for course in active.values())
+        behind = {index: course for index, course in active.items() if course.done == least}
+        advance(common, list(behind.values()))
+        for index, course in behind.items():
+            if course.failed:
+                continue
+            reporter(index, {"round": course.done, **course.news()})
+            if course.done % chunk == 0 or course.done == common.rounds or stop.is_set():
+                course.save()
+        if stop.is_set():
+            last = next(iter(behind.values()))
+            raise Interrupted(last.done, last.point.run_dir)
+
+
+def _about(index: int, reporter: Callable[[int, dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    return lambda facts: reporter(index, facts)
 
 
 @contextmanager
@@ -131,144 +160,3 @@ def _graceful() -> Iterator[threading.Event]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-class _Run:
-    """A simulation in progress: compiled functions, the device state, and a log that JSON can hold."""
-
-    def __init__(self, problem: Problem, rounds: int, seed: int) -> None:
-        self.problem, self.rounds = problem, rounds
-        self.sim = rounds_of.simulator(problem.federation, problem.predictor, problem.method, problem.engine)
-        # Seeds go up to 2^32 - 1; the state holds the same 32 bits.
-        self.state = rounds_of.init(self.sim, jnp.asarray(np.uint32(seed).view(np.int32)))
-        self.arrays = problem.federation.arrays
-        self.numbers = rounds_of.hyper(problem.method, rounds)
-        self.log: dict[str, Any] = {
-            "rounds": {name: [] for name in PER_ROUND},
-            "looks": [],
-            "groups": [],
-            "timings": dict.fromkeys(("compile_s", "wall_s", "evaluate_s", "clustering_s"), 0.0),
-        }
-        self.chunk: Callable[..., Any] | None = None
-        self.errors = make_errors(own(self.sim), problem.federation.shape, self.sim.mesh, problem.evaluate)
-        self.mixing = make_mixing(self.sim)
-        self.place = make_place(self.sim)
-        self.quick = jax.jit(thin, static_argnums=1)(self.arrays.test, problem.evaluate.history_windows)
-
-    @property
-    def done(self) -> int:
-        """Rounds done."""
-        return len(self.log["rounds"]["loss"])
-
-    def advance(self, checkpoints: Checkpoints) -> None:
-        """Runs to the next chunk end or look, whichever comes first."""
-        every, length = self.problem.evaluate.every, self.problem.engine.chunk
-        turn = regrouping.due(self.problem.method, self.done) or self.rounds
-        stop = min(self.rounds, turn, *((self.done // n + 1) * n for n in (every, length)))
-        begun = time.perf_counter()
-        if self.chunk is None:
-            chunk = jax.jit(rounds_of.make_chunk(self.sim, length), donate_argnums=0)
-            self.chunk = chunk.lower(self.state, self.arrays, self.numbers, jnp.int32(1)).compile()
-            self.log["timings"]["compile_s"] += time.perf_counter() - begun
-            begun = time.perf_counter()
-        count = stop - self.done
-        self.state, info = self.chunk(self.state, self.arrays, self.numbers, jnp.int32(count))
-        info = jax.device_get(info)
-        sick = np.flatnonzero(~info.healthy[:count])
-        if len(sick):
-            raise UserError(_diverged(self.done + int(sick[0]) + 1, checkpoints))
-        for name in PER_ROUND:
-            self.log["rounds"][name] += getattr(info, name)[:count].tolist()
-        self.log["timings"]["wall_s"] += time.perf_counter() - begun
-        if stop == turn:
-            self.regroup()
-        if stop % every == 0 or stop == self.rounds:
-            self.look()
-
-    def regroup(self) -> None:
-        """Groups units by their updates, at the levels whose turn it is."""
-        begun = time.perf_counter()
-        self.state, facts = regrouping.regroup(self.problem.method, self.state, self.done)
-        self.log["groups"] += facts
-        self.log["timings"]["clustering_s"] += time.perf_counter() - begun
-
-    def forecaster_state(self) -> tuple[Any, Any]:
-        """The state with newcomers in groups, and the weights of its prefixes."""
-        placed = self.place(self.state)
-        return placed, self.mixing(placed)
-
-    def look(self) -> None:
-        """Measures the error on a few windows of each test session."""
-        begun = time.perf_counter()
-        found = evaluate(self.errors, self.forecaster_state(), self.sim, self.quick)
-        self.log["looks"].append([self.done, [float(x) for x in found.error_deg.mean(axis=0)]])
-        self.log["timings"]["evaluate_s"] += time.perf_counter() - begun
-
-    def news(self) -> dict[str, Any]:
-        """What a progress bar shows."""
-        looks = self.log["looks"]
-        return {"loss": self.log["rounds"]["loss"][-1], "error_deg": looks[-1][1] if looks else None}
-
-    def traffic(self, rounds: int) -> dict[str, int]:
-        """Bytes of models sent in the first `rounds` rounds: leaves that stay on the headset cost nothing."""
-        params = jax.eval_shape(self.problem.predictor.init, jax.random.key(0))
-        sent = {n: p.size * p.dtype.itemsize for n, p in params.items() if n not in self.sim.layout.private}
-        apart = sum(size for n, size in sent.items() if n in self.sim.layout.varying)
-        once = sum(sent.values()) - apart
-        log = {name: sum(values[:rounds]) for name, values in self.log["rounds"].items() if name != "loss"}
-        return {
-            "bytes_up": once * log["reported"] + apart * log["sessions_up"],
-            "bytes_down": once * log["invited"] + apart * log["sessions_down"],
-        }
-
-    def history(self) -> list[dict[str, Any]]:
-        """One entry for every look: mean loss since the look before, errors and traffic so far."""
-        entries, before = [], 0
-        for done, error in self.log["looks"]:
-            loss = float(np.mean(self.log["rounds"]["loss"][before:done]))
-            entries.append({"round": done, "loss": loss, "error_deg": error, **self.traffic(done)})
-            before = done
-        return entries
-
-    def outcome(self, reporter: Callable[[dict[str, Any]], None]) -> Outcome:
-        """Measures everything on all test windows."""
-
-        def tick(done: int, total: int) -> None:
-            reporter({"round": self.done, "stage": f"measured {done} of {total} sessions"})
-
-        begun = time.perf_counter()
-        problem, federation = self.problem, self.problem.federation
-        forecaster_state = self.forecaster_state()
-        found = evaluate(self.errors, forecaster_state, self.sim, self.arrays.test, tick)
-        baselines = {}
-        for name, settings in BASELINES.items():
-            forecaster = baseline(settings.build(federation.shape))
-            errors = make_errors(forecaster, federation.shape, self.sim.mesh, problem.evaluate)
-            baselines[name] = evaluate(errors, (), self.sim, self.arrays.test)
-        shown = examples(own(self.sim), forecaster_state, self.sim)
-        self.log["timings"]["evaluate_s"] += time.perf_counter() - begun
-        return Outcome(
-            self.state, self.history(), found, baselines, dict(self.log["timings"]), self.counters(), shown
-        )
-
-    def counters(self) -> dict[str, Any]:
-        """Sizes and counts of the whole run."""
-        params = jax.eval_shape(self.problem.predictor.init, jax.random.key(0))
-        names = [level.name for level in self.sim.layout.levels]
-        return {
-            "num_params": sum(int(p.size) for p in params.values()),
-            "num_clients": self.problem.federation.num_clients,
-            "num_groups": dict(zip(names, self.sim.layout.num_groups, strict=True)),
-            "state_bytes": sum(x.nbytes for x in jax.tree.leaves(self.state)),
-            "nonfinite_clients": sum(self.log["rounds"]["nonfinite"]),
-            **self.traffic(self.rounds),
-        }
-
-
-def _diverged(round_index: int, checkpoints: Checkpoints) -> str:
-    good = checkpoints.last_round()
-    kept = f"the last good checkpoint is of round {good}" if good else "there is no earlier checkpoint"
-    return (
-        f"the run diverged in round {round_index} (values are not finite); {kept}; "
-        "lower local.lr or a level's server.lr, or set local.clip"
-    )

@@ -15,11 +15,10 @@ import probe
 import pytest
 import toy
 
-from fedjax_vp import simulate as engine
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated.federation import build
 from fedjax_vp.federated.settings import Adaptive, Engine, Evaluate, Level, Method, Mixing, Schedule, Uniform
-from fedjax_vp.simulate import Interrupted, Outcome, Problem, simulate
+from fedjax_vp.simulate import Common, Course, Interrupted, Outcome, Point, Problem, simulate
 
 ROUNDS = 7
 TRACES = toy.traces()
@@ -189,7 +188,7 @@ def test_a_resumed_run_of_another_method_is_refused(tmp_path: Path, monkeypatch:
     ids=["private heads", "heads of videos"],
 )
 def test_bytes_of_a_round_of_all_clients(method: Method, up: int, down: int) -> None:
-    run = engine._Run(problem(method), 1, 0)
+    run = Course(Common(problem(method), 1), Point(0, method))
     log: dict[str, Callable | list] = run.log["rounds"]
     log |= {
         "loss": [0.0],
@@ -202,8 +201,8 @@ def test_bytes_of_a_round_of_all_clients(method: Method, up: int, down: int) -> 
     assert run.traffic(1) == {"bytes_up": up, "bytes_down": down}
 
 
-def test_a_seed_beyond_31_bits(tmp_path: Path) -> None:
+def test_a_seed_beyond_31_bits() -> None:
     """Configs allow seeds up to 2^32 - 1."""
-    run = engine._Run(problem(), 1, 2**32 - 1)
-    other = engine._Run(problem(), 1, 2**31)
+    common = Common(problem(), 1)
+    run, other = (Course(common, Point(seed, METHOD)) for seed in (2**32 - 1, 2**31))
     assert (run.state.levels[0].rows["body"] != other.state.levels[0].rows["body"]).all()

@@ -1,0 +1,261 @@
+"""The course of one point of a simulation: its device state, and a log that JSON can hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_vp.batching import Chunk
+from fedjax_vp.checkpoint import Checkpoints
+from fedjax_vp.data.splits import Split
+from fedjax_vp.data.traces import TraceSet
+from fedjax_vp.errors import UserError
+from fedjax_vp.evaluate import Evaluation, baseline, evaluate, examples, make_errors, make_mixing, own
+from fedjax_vp.federated import regrouping
+from fedjax_vp.federated import round as rounds_of
+from fedjax_vp.federated.federation import Federation, thin
+from fedjax_vp.federated.placement import make_place
+from fedjax_vp.federated.settings import Engine, Evaluate, Method
+from fedjax_vp.models.base import Predictor
+from fedjax_vp.models.static import Static
+from fedjax_vp.models.velocity import Velocity
+
+BASELINES = {"no_motion": Static(), "velocity": Velocity()}
+PER_ROUND = ("loss", "invited", "reported", "nonfinite", "sessions_down", "sessions_up")
+
+
+class Problem(NamedTuple):
+    """What is simulated."""
+
+    federation: Federation
+    predictor: Predictor
+    method: Method
+    engine: Engine
+    evaluate: Evaluate
+    traces: TraceSet
+    split: Split
+
+
+class Outcome(NamedTuple):
+    """What a simulation returns."""
+
+    state: Any
+    history: list[dict[str, Any]]  # round, loss, error_deg (list over horizons), bytes_up, bytes_down
+    evaluation: Evaluation  # all test windows
+    baselines: dict[str, Evaluation]  # on the same windows
+    timings: dict[str, float]  # s
+    counters: dict[str, Any]
+    examples: dict[str, np.ndarray]  # some test windows for the world map
+
+
+class Point(NamedTuple):
+    """What may differ between runs of one compiled function."""
+
+    seed: int
+    method: Method  # the problem's, but for traced numbers (`batching.static_part`)
+    run_dir: Path | None = None  # folder whose `checkpoints/` are written; None keeps nothing
+
+
+class Common:
+    """What the points of a simulation share: compiled functions, and the baselines' errors.
+
+    Args:
+        problem: What is simulated.
+        rounds: Rounds of every point.
+        points: How many there are; decides how many run side by side.
+    """
+
+    def __init__(self, problem: Problem, rounds: int, points: int = 1) -> None:
+        self.problem, self.rounds = problem, rounds
+        self.sim = rounds_of.simulator(problem.federation, problem.predictor, problem.method, problem.engine)
+        self.chunk = Chunk(self.sim, problem.engine, points)
+        self.arrays = problem.federation.arrays
+        self.errors = make_errors(own(self.sim), problem.federation.shape, self.sim.mesh, problem.evaluate)
+        self.mixing = make_mixing(self.sim)
+        self.place = make_place(self.sim)
+        self.quick = jax.jit(thin, static_argnums=1)(self.arrays.test, problem.evaluate.history_windows)
+
+    @cached_property
+    def baselines(self) -> dict[str, Evaluation]:
+        """Errors of the baselines on all test windows."""
+        found, federation = {}, self.problem.federation
+        for name, settings in BASELINES.items():
+            forecaster = baseline(settings.build(federation.shape))
+            errors = make_errors(forecaster, federation.shape, self.sim.mesh, self.problem.evaluate)
+            found[name] = evaluate(errors, (), self.sim, self.arrays.test)
+        return found
+
+    def stop(self, done: int) -> int:
+        """The next round after `done` at which Python has something to do."""
+        every, length = self.problem.evaluate.every, self.problem.engine.chunk
+        turn = regrouping.due(self.problem.method, done) or self.rounds
+        return min(self.rounds, turn, *((done // n + 1) * n for n in (every, length)))
+
+
+class Course:
+    """One point in progress.
+
+    Args:
+        common: What it shares with others.
+        point: Seed, numbers and folder.
+
+    Attributes:
+        failed: Why it cannot go on, None while it can.
+    """
+
+    def __init__(self, common: Common, point: Point) -> None:
+        self.common, self.point = common, point
+        # Seeds go up to 2^32 - 1; the state holds the same 32 bits.
+        self.state = rounds_of.init(common.sim, jnp.asarray(np.uint32(point.seed).view(np.int32)))
+        self.numbers = rounds_of.hyper(point.method, common.rounds)
+        self.checkpoints = Checkpoints(point.run_dir / "checkpoints" if point.run_dir else None)
+        self.failed: UserError | None = None
+        self.log: dict[str, Any] = {
+            "rounds": {name: [] for name in PER_ROUND},
+            "looks": [],
+            "groups": [],
+            "timings": dict.fromkeys(("compile_s", "wall_s", "evaluate_s", "clustering_s"), 0.0),
+        }
+
+    @property
+    def done(self) -> int:
+        """Rounds done."""
+        return len(self.log["rounds"]["loss"])
+
+    def resume(self) -> None:
+        """Goes on from the newest checkpoint, if there is one.
+
+        Raises:
+            UserError: It is of another model or method.
+        """
+        found = self.checkpoints.latest(self.state)
+        if found:
+            self.state, self.log = found
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
+        self.checkpoints.save(self.done, self.state, self.log)
+
+    def take(self, state: Any, info: rounds_of.RoundInfo, count: int) -> None:
+        """Takes over the state after `count` more rounds, and what the rounds tell; sees whether it is sound."""
+        self.state = state
+        sick = np.flatnonzero(~info.healthy[:count])
+        if len(sick):
+            self.failed = UserError(_diverged(self.done + int(sick[0]) + 1, self.checkpoints))
+            return
+        for name in PER_ROUND:
+            self.log["rounds"][name] += getattr(info, name)[:count].tolist()
+        if self.done == regrouping.due(self.common.problem.method, self.done - 1):
+            self.regroup()
+        if self.done % self.common.problem.evaluate.every == 0 or self.done == self.common.rounds:
+            self.look()
+
+    def regroup(self) -> None:
+        """Groups units by their updates, at the levels whose turn it is."""
+        begun = time.perf_counter()
+        self.state, facts = regrouping.regroup(self.common.problem.method, self.state, self.done)
+        self.log["groups"] += facts
+        self.spend("clustering_s", time.perf_counter() - begun)
+
+    def forecaster_state(self) -> tuple[Any, Any]:
+        """The state with newcomers in groups, and the weights of its prefixes."""
+        placed = self.common.place(self.state)
+        return placed, self.common.mixing(placed)
+
+    def look(self) -> None:
+        """Measures the error on a few windows of each test session."""
+        begun = time.perf_counter()
+        common = self.common
+        found = evaluate(common.errors, self.forecaster_state(), common.sim, common.quick)
+        self.log["looks"].append([self.done, [float(x) for x in found.error_deg.mean(axis=0)]])
+        self.spend("evaluate_s", time.perf_counter() - begun)
+
+    def spend(self, kind: str, seconds: float) -> None:
+        """Adds to one of the timings."""
+        self.log["timings"][kind] += seconds
+
+    def news(self) -> dict[str, Any]:
+        """What a progress bar shows."""
+        looks, loss = self.log["looks"], self.log["rounds"]["loss"]
+        return {"loss": loss[-1] if loss else None, "error_deg": looks[-1][1] if looks else None}
+
+    def traffic(self, rounds: int) -> dict[str, int]:
+        """Bytes of models sent in the first `rounds` rounds: leaves that stay on the headset cost nothing."""
+        layout = self.common.sim.layout
+        params = jax.eval_shape(self.common.problem.predictor.init, jax.random.key(0))
+        sent = {n: p.size * p.dtype.itemsize for n, p in params.items() if n not in layout.private}
+        apart = sum(size for n, size in sent.items() if n in layout.varying)
+        once = sum(sent.values()) - apart
+        log = {name: sum(values[:rounds]) for name, values in self.log["rounds"].items() if name != "loss"}
+        return {
+            "bytes_up": once * log["reported"] + apart * log["sessions_up"],
+            "bytes_down": once * log["invited"] + apart * log["sessions_down"],
+        }
+
+    def history(self) -> list[dict[str, Any]]:
+        """One entry for every look: mean loss since the look before, errors and traffic so far."""
+        entries, before = [], 0
+        for done, error in self.log["looks"]:
+            loss = float(np.mean(self.log["rounds"]["loss"][before:done]))
+            entries.append({"round": done, "loss": loss, "error_deg": error, **self.traffic(done)})
+            before = done
+        return entries
+
+    def outcome(self, reporter: Callable[[dict[str, Any]], None]) -> Outcome:
+        """Measures everything on all test windows."""
+
+        def tick(done: int, total: int) -> None:
+            reporter({"round": self.done, "stage": f"measured {done} of {total} sessions"})
+
+        begun = time.perf_counter()
+        common, forecaster_state = self.common, self.forecaster_state()
+        found = evaluate(common.errors, forecaster_state, common.sim, common.arrays.test, tick)
+        baselines = common.baselines
+        shown = examples(own(common.sim), forecaster_state, common.sim)
+        self.spend("evaluate_s", time.perf_counter() - begun)
+        timings = dict(self.log["timings"])
+        return Outcome(self.state, self.history(), found, baselines, timings, self.counters(), shown)
+
+    def counters(self) -> dict[str, Any]:
+        """Sizes and counts of the whole run."""
+        problem, layout = self.common.problem, self.common.sim.layout
+        params = jax.eval_shape(problem.predictor.init, jax.random.key(0))
+        names = [level.name for level in layout.levels]
+        return {
+            "num_params": sum(int(p.size) for p in params.values()),
+            "num_clients": problem.federation.num_clients,
+            "num_groups": dict(zip(names, layout.num_groups, strict=True)),
+            "state_bytes": sum(x.nbytes for x in jax.tree.leaves(self.state)),
+            "nonfinite_clients": sum(self.log["rounds"]["nonfinite"]),
+            **self.traffic(self.common.rounds),
+        }
+
+
+def advance(common: Common, courses: Sequence[Course]) -> None:
+    """Runs points that have done equally many rounds to the next stop; their time is split evenly."""
+    done = courses[0].done
+    count = common.stop(done) - done
+    ahead_s, begun = common.chunk.take_compile_s(), time.perf_counter()
+    states, infos = common.chunk([one.state for one in courses], [one.numbers for one in courses], count)
+    compile_s = common.chunk.take_compile_s()
+    wall_s = time.perf_counter() - begun - compile_s
+    for course, state, info in zip(courses, states, infos, strict=True):
+        course.spend("wall_s", wall_s / len(courses))
+        course.spend("compile_s", (ahead_s + compile_s) / len(courses))
+        course.take(state, info, count)
+
+
+def _diverged(round_index: int, checkpoints: Checkpoints) -> str:
+    good = checkpoints.last_round()
+    kept = f"the last good checkpoint is of round {good}" if good else "there is no earlier checkpoint"
+    return (
+        f"the run diverged in round {round_index} (values are not finite); {kept}; "
+        "lower local.lr or a level's server.lr, or set local.clip"
+    )
