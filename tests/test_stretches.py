@@ -104,11 +104,20 @@ def test_a_round_without_stored_traces_is_the_same_round(name: str, monkeypatch:
         monkeypatch.setattr(stretches, "GENERATED", 12)  # several stretches
         fed = federation(stored, method.client)
         sim = rounds.simulator(fed, toy.predictor(), method, engine)
+        ticks: list[int] = []
+        sim = sim._replace(
+            task=sim.task._replace(tick=lambda device, _, ticks=ticks: ticks.append(int(device)))
+        )
         round_fn = jax.jit(rounds.make_round(sim))
         state = rounds.init(sim, jnp.int32(0))
         for _ in range(2):
             state, info = round_fn(state, fed.arrays, rounds.hyper(method, 2))
         found.append((state.levels, info))
+        jax.effects_barrier()
+        cohort = method.participation.clients if name == "epochs" else fed.num_clients
+        plan = stretches.plan(sim.task, sim.block, -(-cohort // sim.mesh.size))
+        assert len(ticks) == 2 * plan.stretches * sim.mesh.size * (2 if name == "ifca" else 1)
+        assert set(ticks) == set(range(sim.mesh.size))
     rows = [[level.rows for level in levels] for levels, _ in found]
     for a, b in zip(*(jax.tree.leaves(x) for x in rows), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)

@@ -18,7 +18,7 @@ from fedjax_vp.data.synthetic import (
     session_fn,
     session_ids,
 )
-from fedjax_vp.data.synthetic.latents import even, even_category
+from fedjax_vp.data.synthetic.latents import _unit, even, even_category, to_normal
 from fedjax_vp.data.traces import TraceSet
 
 HORIZON = 25  # samples
@@ -250,3 +250,10 @@ def test_settings_refuse_bad_values(
 ) -> None:
     with pytest.raises(ValueError, match=rf"^dataset\.{field} is {value}: give"):
         settings_type(**{field: value})
+
+
+def test_the_rarest_draws_are_finite() -> None:
+    """One in 2^24 draws has all its bits set: six of them in a hundred thousand sessions."""
+    ends = _unit(jnp.asarray([0, 2**32 - 1], jnp.uint32))
+    assert 0 < float(ends[0]) < float(ends[1]) < 1
+    assert np.isfinite(np.asarray(to_normal(ends))).all()

@@ -70,4 +70,5 @@ def even_category(shift: UInt32[Array, ""], index: Int[Array, ""], categories: i
 
 
 def _unit(bits: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
-    return (bits >> 8).astype(jnp.float32) * 2.0**-24 + 2.0**-25
+    unit = (bits >> 8).astype(jnp.float32) * 2.0**-24 + 2.0**-25
+    return jnp.minimum(unit, 1 - 2.0**-24)  # the largest would round to 1, whose normal quantile is infinite
