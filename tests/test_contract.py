@@ -1,10 +1,14 @@
-"""The contract of a round, over every recipe: signatures, one trace, finite values, a state that keeps."""
+"""The contract of a round, over every recipe: signatures, one trace, finite values, a state that keeps.
+
+Run step by step, compiled, in a loop on the device, or side by side over seeds, a round is the same function.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fedjax_vp.algorithms import RECIPES
 from fedjax_vp.config import load_config
 from fedjax_vp.federated import round as rounds
+from fedjax_vp.federated.round import RoundInfo, Simulator, State
 from fedjax_vp.federated.settings import Method
 
 
@@ -29,6 +34,37 @@ def method_of(name: str) -> tuple[Method, bool]:
     return method, config.model.features.table > 0
 
 
+class Built(NamedTuple):
+    """A recipe on a tiny federation, with its round compiled once for all tests."""
+
+    sim: Simulator
+    round: Callable[[State, Any, rounds.Hyper], tuple[State, RoundInfo]]
+    traces: list[None]  # one entry a trace
+
+    def start(self, seed: int = 3) -> State:
+        """The state before the first round, laid out as a round returns it."""
+        state = rounds.init(self.sim, jnp.int32(seed))
+        return jax.device_put(state, NamedSharding(self.sim.mesh, PartitionSpec()))
+
+
+def build(name: str) -> Built:
+    method, table = method_of(name)
+    sim = probe.sim(method, probe.ONE, table, users=2, videos=2, time=24)
+    round_fn, traces = rounds.make_round(sim), []
+
+    @jax.jit
+    def counted(state: State, arrays: Any, numbers: rounds.Hyper) -> tuple[State, RoundInfo]:
+        traces.append(None)
+        return round_fn(state, arrays, numbers)
+
+    return Built(sim, counted, traces)
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def built(request: pytest.FixtureRequest) -> Built:
+    return build(request.param)
+
+
 def kinds(tree: Any) -> Any:
     """Structure, shapes, dtypes and weak types."""
     flat, structure = jax.tree.flatten(tree)
@@ -36,32 +72,20 @@ def kinds(tree: Any) -> Any:
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipes_round_keeps_the_contract(name: str) -> None:
-    method, table = method_of(name)
-    sim = probe.sim(method, probe.ONE, table)
-    traces = 0
-    round_fn = rounds.make_round(sim)
-    assert list(inspect.signature(round_fn).parameters) == ["state", "arrays", "numbers"]
-
-    @jax.jit
-    def counted(state: rounds.State, arrays: Any, numbers: rounds.Hyper) -> Any:
-        nonlocal traces
-        traces += 1
-        return round_fn(state, arrays, numbers)
-
-    state = jax.device_put(rounds.init(sim, jnp.int32(3)), NamedSharding(sim.mesh, PartitionSpec()))
-    first = state
+def test_a_recipes_round_keeps_the_contract(built: Built) -> None:
+    method = built.sim.method
+    assert list(inspect.signature(rounds.make_round(built.sim)).parameters) == ["state", "arrays", "numbers"]
+    state = first = built.start()
     for index in range(3):
         before = state
         numbers = rounds.hyper(method, 10 + index)  # other numbers are no other program
-        state, info = counted(state, sim.federation.arrays, numbers)
+        state, info = built.round(state, built.sim.federation.arrays, numbers)
         assert kinds(state) == kinds(before)
-        assert all(x.shape == () for x in info)
+        assert all(x.shape in ((), (len(method.levels),)) for x in info)  # of the round, or of each level
         assert np.isfinite(float(info.loss))
         assert bool(info.healthy)
         assert int(info.reported) > 0
-    assert traces == 1
+    assert len(built.traces) == 1
     assert int(state.round) == 3
     assert int(state.seed) == 3
     for x in jax.tree.leaves(state):
@@ -69,6 +93,44 @@ def test_a_recipes_round_keeps_the_contract(name: str) -> None:
     for level, old, new in zip(method.levels, first.levels, state.levels, strict=True):
         moved = any((old.rows[n] != new.rows[n]).any() for n in old.rows)
         assert moved or level.shrinkage == "auto"  # which may find nothing that tells the groups apart
+
+
+def assert_close(found: Any, wanted: Any, what: str) -> None:
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-5, rtol=2e-5, err_msg=what)
+
+
+@pytest.mark.contract
+def test_a_loop_of_rounds_side_by_side_over_seeds_is_each_round_alone(built: Built) -> None:
+    """jit = scan = vmap over seeds."""
+    arrays, numbers = built.sim.federation.arrays, rounds.hyper(built.sim.method, 10)
+    alone = {seed: [(built.start(seed), None)] for seed in (3, 8)}
+    for ran in alone.values():
+        for _ in range(2):
+            ran.append(built.round(ran[-1][0], arrays, numbers))
+
+    @jax.jit
+    def many(seeds: jax.Array) -> tuple[State, RoundInfo]:
+        chunk = rounds.make_chunk(built.sim, 2)
+        start = jax.vmap(lambda seed: rounds.init(built.sim, seed))  # over seeds
+        return jax.vmap(chunk, in_axes=(0, None, None, None))(start(seeds), arrays, numbers, jnp.int32(2))
+
+    states, infos = many(jnp.asarray(list(alone), jnp.int32))
+    for index, (seed, ran) in enumerate(alone.items()):
+        assert_close(jax.tree.map(lambda x, i=index: x[i], states), ran[-1][0], f"states of seed {seed}")
+        for step in (0, 1):
+            info = jax.tree.map(lambda x, i=index, s=step: x[i, s], infos)
+            assert_close(info, ran[1 + step][1], f"round {step} of seed {seed}")
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    "name", ["fedavg", "global_video_user"]
+)  # eager rounds compile every operation apart
+def test_an_eager_round_is_the_compiled_one(name: str) -> None:
+    one = build(name)
+    given = one.start(), one.sim.federation.arrays, rounds.hyper(one.sim.method, 10)
+    assert_close(rounds.make_round(one.sim)(*given), one.round(*given), name)
 
 
 @pytest.mark.contract

@@ -133,15 +133,28 @@ def test_apply_is_traced_once_and_equals_eager(built: Built) -> None:
 
 
 @pytest.mark.contract
-def test_vmap_over_parameters(built: Built) -> None:
+def test_seeds_side_by_side_and_one_after_the_other_are_each_alone(built: Built) -> None:
+    """vmap over seeds = scan over seeds = single calls, of init and apply."""
     if not built.params:
         pytest.skip(f"{built.kind} has no parameters")
-    inputs, large = windows(), with_large_head(built.params)
-    stacked = {name: jnp.stack([leaf, 0.5 * leaf]) for name, leaf in large.items()}
-    rows = jax.jit(jax.vmap(built.predictor.apply, in_axes=(0, None)))(stacked, inputs)
-    np.testing.assert_allclose(rows[0], built.apply(large, inputs), atol=1e-5)
-    half = {name: 0.5 * leaf for name, leaf in large.items()}
-    np.testing.assert_allclose(rows[1], built.apply(half, inputs), atol=1e-5)
+    inputs, keys = windows(), jax.random.split(jax.random.key(0), 2)
+
+    @jax.jit
+    def both(keys: jax.Array) -> tuple[dict, jax.Array, jax.Array]:
+        params = with_large_head(jax.vmap(built.predictor.init)(keys))  # over seeds
+        abreast = jax.vmap(built.predictor.apply, in_axes=(0, None))(params, inputs)  # over seeds
+        in_turn = jax.lax.scan(lambda _, one: (None, built.predictor.apply(one, inputs)), None, params)[1]
+        return params, abreast, in_turn
+
+    params, abreast, in_turn = both(keys)
+    for index, key in enumerate(keys):
+        alone = with_large_head(built.predictor.init(key))
+        for leaf, value in alone.items():
+            np.testing.assert_allclose(params[leaf][index], value, atol=1e-5)
+        future = built.apply(alone, inputs)
+        np.testing.assert_allclose(abreast[index], future, atol=1e-5)
+        np.testing.assert_allclose(in_turn[index], future, atol=1e-5)
+    assert not np.allclose(abreast[0], abreast[1])
 
 
 @pytest.mark.contract
