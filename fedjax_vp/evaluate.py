@@ -16,14 +16,21 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from fedjax_vp import geometry
+from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels, mixing
-from fedjax_vp.federated.federation import Arrays, Windows, gather, thin
+from fedjax_vp.federated.federation import Arrays, Windows, cut, gather, thin, traces_of
 from fedjax_vp.federated.round import Simulator, State
 from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.models.base import Inputs, Params, Predictor, WindowShape
 
 BLOCK = 128  # windows predicted at once
 SESSIONS = 64  # sessions in one call: the grain of the progress bar
+ACCELERATOR_SESSIONS = 32  # of them, side by side on an accelerator
+
+
+def together(mesh: Mesh) -> int:
+    """Sessions predicted side by side on a device: one on a CPU, which is slower with more."""
+    return 1 if mesh.devices.flat[0].platform == "cpu" else ACCELERATOR_SESSIONS
 
 
 class Evaluation(NamedTuple):
@@ -49,14 +56,9 @@ def baseline(predictor: Predictor) -> Forecaster:
 
 def own(sim: Simulator) -> Forecaster:
     """The method's own forecasts; its state is `(State, mixing weights)`."""
-    depth = len(sim.layout.levels)
-    prefixes = range(1, depth + 1) if sim.method.mixing.kind != "none" else (depth,)
 
-    def model_of(state: tuple[State, Array], arrays: Arrays, session: Int[Array, ""]) -> Any:
-        models = [levels.model_of(state[0].levels, session, d) for d in prefixes]
-        if sim.method.adapt.steps:
-            models[-1] = adapt(sim, models[-1], state[0], arrays, session)
-        return models, state[1]
+    def model_of(state: tuple[State, mixing.Weights], arrays: Arrays, session: Int[Array, ""]) -> Any:
+        return prefixes(sim, state[0], arrays, session), mixing.of(state[1], session)
 
     def predict(model: tuple[list[Params], Array], inputs: Inputs) -> Float[Array, "window horizon 3"]:
         models, weights = model
@@ -67,6 +69,16 @@ def own(sim: Simulator) -> Forecaster:
     return Forecaster(model_of, predict)
 
 
+def prefixes(sim: Simulator, state: State, arrays: Arrays, session: Int[Array, ""]) -> list[Params]:
+    """A session's models to be mixed, coarse to fine; the last, and only one without mixing, is adapted."""
+    depth = len(sim.layout.levels)
+    depths = range(1, depth + 1) if sim.method.mixing.kind != "none" else (depth,)
+    models = [levels.model_of(state.levels, session, d) for d in depths]
+    if sim.method.adapt.steps:
+        models[-1] = adapt(sim, models[-1], state, arrays, session)
+    return models
+
+
 def adapt(sim: Simulator, model: Params, state: State, arrays: Arrays, session: Int[Array, ""]) -> Params:
     """Local steps on a session's own windows before it is evaluated; without any it keeps its model."""
     settings, loss_fn = sim.method.adapt, sim.method.local.loss.build()
@@ -75,47 +87,72 @@ def adapt(sim: Simulator, model: Params, state: State, arrays: Arrays, session: 
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), state.seed), session)
     free = {n for n in model if levels.owns(settings.owns, n)}
 
+    traces, row = traces_of(arrays, session[None])
+
     def now_of(picked: Array) -> tuple[Array, Array]:
-        train, early = arrays.train.now[session], arrays.adapt.now[session]
+        train, early = arrays.train.of(session), arrays.adapt.of(session)
         return train[jnp.minimum(picked, train.shape[0] - 1)], early[jnp.minimum(picked, early.shape[0] - 1)]
 
     def step(index: Array, params: Params) -> Params:
         picked = jax.random.randint(
             jax.random.fold_in(key, index), (settings.batch,), 0, jnp.maximum(count, 1)
         )
-        inputs, target = gather(
-            arrays, sim.federation.shape, jnp.full(settings.batch, session), jnp.where(phase, *now_of(picked))
-        )
+        now = jnp.where(phase, *now_of(picked))
+        inputs, target = cut(traces, sim.federation.shape, jnp.full(settings.batch, row[0]), now)
         gradient = jax.grad(lambda p: jnp.mean(loss_fn(sim.task.predictor.apply(p, inputs), target)))(params)
         return {n: p - settings.lr * gradient[n] if n in free else p for n, p in params.items()}
 
     return jax.lax.fori_loop(0, jnp.where(count > 0, settings.steps, 0), step, model)
 
 
-def make_mixing(sim: Simulator, most: int = 8) -> Callable[[State], Float[Array, "level horizon"]]:
-    """Learner of the prefixes' weights on at most `most` validation windows a session."""
-    num_levels, shape = len(sim.layout.levels), sim.federation.shape
+def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
+    """Learner of the prefixes' weights on validation windows, predicted as test windows will be.
+
+    Raises:
+        UserError: The sessions have no label `mixing.per`.
+    """
+    settings, shape, labels = sim.method.mixing, sim.federation.shape, sim.federation.labels
     sessions = np.flatnonzero(np.asarray(sim.federation.arrays.valid.count))
-    if sim.method.mixing.kind == "none" or num_levels == 1 or not len(sessions):
-        return lambda state: mixing.last_level(num_levels, shape.horizon)
+    if settings.kind == "none" or len(sim.layout.levels) == 1 or not len(sessions):
+        whole = mixing.last_level(len(sim.layout.levels), shape.horizon)
+        return lambda state: mixing.same_for_all(whole, sim.federation.num_sessions)
+    unknown = [name for name in settings.per.split("*") if settings.per and name not in labels]
+    if unknown:
+        raise UserError(
+            f"mixing.per: no label {unknown[0]!r} in this data set; it has {', '.join(sorted(labels))}"
+        )
+    groups = levels.grouping(labels, settings.per)
+    num_groups = groups.num_groups if settings.per else 0
+    row = jnp.asarray(np.where(groups.code < 0, num_groups, groups.code), jnp.int32)
+    num_users = int(labels["user"].max()) + 1
+    counts = mixing.hurt_horizons(shape.horizon, shape.rate_hz)
+    batch = together(sim.mesh)
 
     @jax.jit
-    def fit(state: State, arrays: Arrays, sessions: Array) -> Array:
-        windows = thin(arrays.valid, most)
+    def fit(state: State, arrays: Arrays, row: Array, user: Array, sessions: Array) -> Array:
+        windows = thin(arrays.valid, settings.windows)
+        size = windows.now.shape[1]
 
         def one(session: Array) -> tuple[Array, Array, Array]:
-            now = windows.now[session]
-            inputs, target = gather(arrays, shape, jnp.full(now.shape, session), now)
-            models = [levels.model_of(state.levels, session, depth + 1) for depth in range(num_levels)]
+            traces, row = traces_of(arrays, session[None])
+            inputs, target = cut(traces, shape, jnp.full(size, row[0]), windows.of(session))
+            models = prefixes(sim, state, arrays, session)
             predicted = jnp.stack([sim.task.predictor.apply(model, inputs) for model in models])
-            return predicted, target, (jnp.arange(now.shape[0]) < windows.count[session]).astype(jnp.float32)
+            return predicted, target, (jnp.arange(size) < windows.count[session]).astype(jnp.float32)
 
-        predicted, target, weight = jax.lax.map(one, sessions)
-        flat = jnp.moveaxis(predicted, 1, 0).reshape(num_levels, -1, *predicted.shape[3:])
-        hard = sim.method.mixing.kind == "best_prefix"
-        return mixing.fit(flat, target.reshape(-1, *target.shape[2:]), weight.reshape(-1), hard)
+        predicted, target, weight = jax.lax.map(one, sessions, batch_size=batch)
+        found = mixing.Validation(
+            predicted=jnp.moveaxis(predicted, 1, 0).reshape(predicted.shape[1], -1, *predicted.shape[3:]),
+            target=target.reshape(-1, *target.shape[2:]),
+            weight=weight.reshape(-1),
+            share=(weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1.0)).reshape(-1),
+            row=jnp.repeat(row[sessions], size),
+            user=jnp.repeat(user[sessions], size),
+        )
+        return mixing.fit(settings, found, num_groups, num_users, counts)
 
-    return lambda state: fit(state, sim.federation.arrays, jnp.asarray(sessions, jnp.int32))
+    fixed = row, jnp.asarray(labels["user"], jnp.int32), jnp.asarray(sessions, jnp.int32)
+    return lambda state: mixing.Weights(fit(state, sim.federation.arrays, *fixed), row)
 
 
 def make_errors(
@@ -134,11 +171,12 @@ def make_errors(
         size = windows.now.shape[1]
         block = min(BLOCK, size)
         blocks = -(-size // block)
-        now = jnp.pad(windows.now[session], (0, blocks * block - size), mode="edge").reshape(blocks, block)
+        now = jnp.pad(windows.of(session), (0, blocks * block - size), mode="edge").reshape(blocks, block)
+        traces, row = traces_of(arrays, session[None])
         model = forecaster.model_of(state, arrays, session)
 
         def block_fn(index: Array, out: tuple[Array, Array]) -> tuple[Array, Array]:
-            inputs, target = gather(arrays, shape, jnp.full(block, session), now[index])
+            inputs, target = cut(traces, shape, jnp.full(block, row[0]), now[index])
             predicted = forecaster.predict(model, inputs)
             angle = geometry.great_circle(predicted[:, at], target[:, at])
             scores = geometry.tile_scores(predicted[:, tiles_at], target[:, tiles_at], settings.grid)
@@ -150,7 +188,9 @@ def make_errors(
         return tuple(x.reshape(blocks * block, *x.shape[2:])[:size] for x in found)
 
     def device_fn(state: Any, arrays: Arrays, windows: Windows, sessions: Array) -> tuple[Array, Array]:
-        return jax.lax.map(lambda s: session_fn(state, arrays, windows, s), sessions)
+        return jax.lax.map(
+            lambda s: session_fn(state, arrays, windows, s), sessions, batch_size=together(mesh)
+        )
 
     own_part, whole = PartitionSpec("clients"), PartitionSpec()
     return jax.jit(
@@ -194,7 +234,8 @@ def evaluate(
         parts.append((np.repeat(some, count[some]), error[: len(some)][mask], tiles[: len(some)][mask]))
         tick(begin + len(some), len(sessions))
     session, error, tiles = (np.concatenate(x) for x in zip(*parts, strict=True))
-    now = np.asarray(windows.now)[np.arange(windows.now.shape[1])[None, :] < count[:, None]]
+    now = np.asarray(windows.of(jnp.asarray(sessions)))
+    now = now[np.arange(now.shape[1])[None, :] < count[sessions][:, None]]
     now_s = np.asarray(arrays.t0)[session] + now / rate_hz
     return Evaluation(session, now_s.astype(np.float32), error, tiles)
 
@@ -238,5 +279,5 @@ def examples(forecaster: Forecaster, state: Any, sim: Simulator, most: int = 6) 
     count = np.asarray(windows.count)
     session = np.flatnonzero(count)
     session = session[np.linspace(0, len(session) - 1, min(most, len(session))).astype(int)]
-    now = np.asarray(windows.now)[session, count[session] // 2]
+    now = np.asarray(windows.at(jnp.asarray(session), jnp.asarray(count[session] // 2)))
     return forecast(forecaster, state, sim, session, now)

@@ -82,19 +82,10 @@ def summarize(
         UserError: There is no test window.
         ValueError: Columns and horizons differ in number.
     """
-    error = np.asarray(evaluation.error_deg, np.float64)
-    tiles = np.asarray(evaluation.tiles, np.float64)
-    if error.shape[1] != len(horizons_s) or tiles.shape[1:] != (len(tile_horizons_s), len(TILE_SCORES)):
-        raise ValueError(
-            f"{len(horizons_s)} horizons and {len(tile_horizons_s)} tile horizons do not fit "
-            f"errors {error.shape} and tiles {tiles.shape}"
-        )
-    if len(error) == 0:
-        raise UserError("evaluation: no session has a test window; give longer traces or another protocol")
+    error, tiles = _checked(evaluation, len(horizons_s), len(tile_horizons_s))
+    user = np.asarray(user_of_session)
     session, windows, by_session = group_means(evaluation.session, error)
-    user_of_window = np.asarray(user_of_session)[evaluation.session]
-    user, user_windows, by_user = group_means(user_of_window, error)
-    user_of_row = np.asarray(user_of_session)[session]
+    users, user_windows, by_user = group_means(user[evaluation.session], error)
     return {
         "error_deg": {
             "mean": error.mean(axis=0).tolist(),
@@ -108,17 +99,33 @@ def summarize(
         "num_windows": len(error),
         "sessions": {
             "session": session.tolist(),
-            "user": user_of_row.tolist(),
+            "user": user[session].tolist(),
             "windows": windows.tolist(),
             "error_deg": by_session.tolist(),
         },
         "users": {
-            "user": user.tolist(),
-            "sessions": [int((user_of_row == one).sum()) for one in user],
+            "user": users.tolist(),
+            "sessions": [int((user[session] == one).sum()) for one in users],
             "windows": user_windows.tolist(),
             "error_deg": by_user.tolist(),
         },
     }
+
+
+def _checked(
+    evaluation: Windows, num_horizons: int, num_tile_horizons: int
+) -> tuple[Float[np.ndarray, "window horizon"], Float[np.ndarray, "window tile_horizon score"]]:
+    """Errors and tile scores in float64, of the columns expected and of one window at least."""
+    error = np.asarray(evaluation.error_deg, np.float64)
+    tiles = np.asarray(evaluation.tiles, np.float64)
+    if error.shape[1] != num_horizons or tiles.shape[1:] != (num_tile_horizons, len(TILE_SCORES)):
+        raise ValueError(
+            f"{num_horizons} horizons and {num_tile_horizons} tile horizons do not fit "
+            f"errors {error.shape} and tiles {tiles.shape}"
+        )
+    if len(error) == 0:
+        raise UserError("evaluation: no session has a test window; give longer traces or another protocol")
+    return error, tiles
 
 
 def group_means(

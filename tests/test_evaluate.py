@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import toy
 from fedjax_vp import evaluate as engine
 from fedjax_vp import geometry
 from fedjax_vp.data.splits import Split
+from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels
 from fedjax_vp.federated import round as rounds
 from fedjax_vp.federated.federation import build, gather, thin
@@ -67,6 +69,8 @@ def ready(devices: int = 1, **slots: Any) -> tuple[Simulator, State]:
 def errors_of(sim: Simulator, state: State, windows: Any = None, mix: Any = None) -> engine.Evaluation:
     errors = engine.make_errors(engine.own(sim), toy.SHAPE, sim.mesh, SETTINGS)
     mix = engine.mixing.last_level(len(LEVELS), toy.SHAPE.horizon) if mix is None else mix
+    if isinstance(mix, jax.Array):
+        mix = engine.mixing.same_for_all(mix, FED.num_sessions)
     return engine.evaluate(errors, (state, mix), sim, FED.arrays.test if windows is None else windows)
 
 
@@ -105,6 +109,7 @@ def test_blocks_and_devices_change_nothing(
 ) -> None:
     monkeypatch.setattr(engine, "BLOCK", block)
     monkeypatch.setattr(engine, "SESSIONS", sessions)
+    monkeypatch.setattr(engine, "together", lambda mesh: 2)  # as on an accelerator, with one left over
     sim, state = ready(devices)
     for a, b in zip(errors_of(sim, state), plain[2], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
@@ -136,9 +141,10 @@ def test_a_baseline_needs_no_state() -> None:
 
 @pytest.mark.parametrize("kind", ["mixture", "best_prefix"])
 def test_mixing_is_fitted_on_validation_windows_and_never_hurts_there(kind: str) -> None:
-    sim, state = ready(mixing=Mixing(kind))
-    weights = engine.make_mixing(sim, most=100)(state)
-    assert weights.shape == (3, toy.SHAPE.horizon)
+    sim, state = ready(mixing=Mixing(kind, windows=100))
+    found = engine.make_mixing(sim)(state)
+    assert found.rows.shape == (1, 3, toy.SHAPE.horizon)
+    weights = found.rows[0]
     np.testing.assert_allclose(weights.sum(axis=0), 1.0, atol=1e-5)
     single = [
         errors_of(sim, state, FED.arrays.valid, jnp.eye(3)[:, depth : depth + 1] * jnp.ones((1, 3))).error_deg
@@ -156,7 +162,7 @@ def test_without_validation_windows_the_whole_hierarchy_predicts() -> None:
     method = Method(levels=LEVELS, local=probe.local(), mixing=Mixing("mixture"))
     sim = simulator(fed, UNIT, method, Engine(devices=1))
     weights = engine.make_mixing(sim)(rounds.init(sim, jnp.int32(0)))
-    np.testing.assert_array_equal(weights, [[0.0] * 3, [0.0] * 3, [1.0] * 3])
+    np.testing.assert_array_equal(weights.rows, [[[0.0] * 3, [0.0] * 3, [1.0] * 3]])
 
 
 def adapted(sim: Simulator, state: State, session: int) -> dict[str, np.ndarray]:
@@ -170,6 +176,61 @@ def loss_on(model: dict[str, np.ndarray], session: int, phase: str) -> float:
     inputs, target = gather(FED.arrays, toy.SHAPE, jnp.full(len(now), session), jnp.asarray(now, jnp.int32))
     predicted = UNIT.apply({n: jnp.asarray(p) for n, p in model.items()}, inputs)
     return float(jnp.mean(probe.Squared().build()(predicted, target)))
+
+
+def test_mixing_is_fitted_on_adapted_models_where_adaptation_is_on() -> None:
+    """Adaptation mends the whole hierarchy: weights go there, and would not without it."""
+    slots = {"mixing": Mixing("best_prefix", windows=100), "adapt": Adapt(60, lr=0.5, batch=8, on="train")}
+    sim, state = ready(**slots)
+    far = state.levels[2]._replace(rows={n: r + 0.7 for n, r in state.levels[2].rows.items()})
+    state = state._replace(levels=(*state.levels[:2], far))
+    assert engine.make_mixing(sim)(state).rows[0, 2].all()
+    sim, _ = ready(mixing=slots["mixing"])
+    assert not engine.make_mixing(sim)(state).rows[0, 2].any()
+
+
+def test_weights_by_label_belong_to_their_sessions() -> None:
+    sim, state = ready(mixing=Mixing("best_prefix", per="video", windows=100, prior=0.0))
+    weights = engine.make_mixing(sim)(state)
+    np.testing.assert_array_equal(weights.row, TRACES.video)
+    for video in range(3):
+        mine = Mixing("best_prefix", windows=100)
+        alone = phases()._replace(valid=phases().valid & (TRACES.video == video)[:, None])
+        fed = build(TRACES, alone, toy.SHAPE)
+        method = Method(levels=LEVELS, local=probe.local(), mixing=mine)
+        found = engine.make_mixing(simulator(fed, UNIT, method, Engine(devices=1)))(state)
+        np.testing.assert_array_equal(weights.rows[video], found.rows[0])
+    sim, _ = ready(mixing=Mixing("mixture", per="mood"))
+    with pytest.raises(UserError, match=r"mixing\.per: no label 'mood'"):
+        engine.make_mixing(sim)
+
+
+@pytest.mark.parametrize(("session", "phase"), [(0, "train"), (4, "train"), (8, "adapt")])
+def test_adaptation_picks_train_windows_where_there_are_any_else_adapt_windows(
+    session: int, phase: str
+) -> None:
+    """A session of user 1 has no adapt windows; session 8 has lost its train windows."""
+    split = phases()
+    train = split.train.copy()
+    train[8] = False
+    fed = build(TRACES, split._replace(train=train), toy.SHAPE)
+    sims = [
+        simulator(
+            fed,
+            UNIT,
+            Method(levels=LEVELS, local=probe.local(), adapt=Adapt(3, lr=0.2, batch=8, on=on)),
+            Engine(devices=1),
+        )
+        for on in ("auto", phase)
+    ]
+    _, state = ready()
+    model = levels.model_of(state.levels, jnp.int32(session))
+    auto, told = (
+        jax.device_get(jax.jit(partial(engine.adapt, sim))(model, state, fed.arrays, jnp.int32(session)))
+        for sim in sims
+    )
+    jax.tree.map(np.testing.assert_array_equal, auto, told)
+    assert any((auto[name] != np.asarray(model[name])).any() for name in auto)
 
 
 @pytest.mark.parametrize("phase", ["adapt", "train"])
@@ -212,7 +273,9 @@ def test_examples_are_test_windows_with_their_forecasts(
     plain: tuple[Simulator, State, engine.Evaluation],
 ) -> None:
     sim, state, whole = plain
-    mix = engine.mixing.last_level(len(LEVELS), toy.SHAPE.horizon)
+    mix = engine.mixing.same_for_all(
+        engine.mixing.last_level(len(LEVELS), toy.SHAPE.horizon), FED.num_sessions
+    )
     shown = engine.examples(engine.own(sim), (state, mix), sim, most=4)
     assert len(set(shown["session"].tolist())) == 4
     for i, (session, now_s) in enumerate(zip(shown["session"], shown["now_s"], strict=True)):

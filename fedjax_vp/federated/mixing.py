@@ -2,11 +2,12 @@
 
     p(k) = normalize( sum_l pi[g, l, k] p_l(k) ),        pi[g, :, k] on the simplex                (1)
 
-p_l is the prediction of theta^(<=l) and g the session's group under `mixing.per` (one for all by default). The
-weights minimize the mean great-circle error of validation windows, which come from training sessions;
+p_l is the prediction of theta^(<=l) and g the session's group under `mixing.per` (one for all by default).
+The weights minimize the mean great-circle error of validation windows, which come from training sessions;
 `best_prefix` is the hard case. A sum of parameters cannot do this below the last layer.
 
-A group with n validation windows is shrunk toward the weights common to all, which count as `prior` windows:
+A group with n validation sessions is shrunk toward the weights common to all, which count as `prior` sessions
+(windows of one session are much alike, so that their number says little):
 
     pi[g] = n / (n + prior) pi_own[g] + prior / (n + prior) pi_common                              (2)
 
@@ -50,6 +51,7 @@ class Validation(NamedTuple):
     predicted: Float[Array, "level window horizon 3"]  # unit vectors of each prefix
     target: Float[Array, "window horizon 3"]  # true unit vectors
     weight: Float[Array, "window"]  # 0 for padding
+    share: Float[Array, "window"]  # of its session: one over the windows found there, 0 for padding
     row: Int[Array, "window"]
     user: Int[Array, "window"]
 
@@ -106,7 +108,8 @@ def fit(
         common = _retreat(settings, everyone, common, num_users, counts)
     if not num_groups:
         return common
-    known = found._replace(weight=jnp.where(found.row < num_groups, found.weight, 0.0))
+    known = jnp.where(found.row < num_groups, 1.0, 0.0)
+    known = found._replace(weight=known * found.weight, share=known * found.share)
     own = _learn(settings, known, num_groups + 1, common)
     return (_retreat(settings, known, own, num_users, counts) if settings.safe else own).at[-1].set(common[0])
 
@@ -116,7 +119,9 @@ def _learn(
 ) -> Float[Array, "row level horizon"]:
     """Weights by row, shrunk toward the common ones where there are any."""
     total = _sum(found.weight, found.row, num_rows)
-    trust = (total / (total + settings.prior) if common is not None else jnp.ones(num_rows))[:, None, None]
+    sessions = _sum(found.share, found.row, num_rows)
+    own_share = sessions / jnp.maximum(sessions + settings.prior, 1e-9)
+    trust = (jnp.ones(num_rows) if common is None else own_share)[:, None, None]
 
     def by_row(prediction: Float[Array, "window horizon 3"]) -> Float[Array, "row horizon"]:
         error = found.weight[:, None] * geometry.great_circle(prediction, found.target)
@@ -158,7 +163,8 @@ def _retreat(
     first = jnp.zeros_like(rows).at[:, 0].set(1.0)
     shares = jnp.linspace(0.0, 1.0, RETREATS)
     pair = found.row * num_users + found.user
-    windows = _sum(found.weight, pair, num_rows * num_users)
+    sessions, windows = (_sum(x, pair, num_rows * num_users) for x in (found.share, found.weight))
+    trust = sessions / jnp.maximum(sessions + settings.prior, 1e-9)
     present = (windows > 0).reshape(num_rows, num_users)
 
     def error(share: Float[Array, ""]) -> Float[Array, "window"]:
@@ -170,10 +176,8 @@ def _retreat(
     def judge(share: Float[Array, ""]) -> tuple[Float[Array, "row"], Float[Array, "row"]]:
         worse = found.weight * jnp.rad2deg(error(share) - before)
         mean = jnp.sum(worse) / jnp.maximum(jnp.sum(found.weight), 1e-9)
-        by_user = _sum(worse, pair, num_rows * num_users)
-        by_user = ((by_user + settings.prior * mean) / jnp.maximum(windows + settings.prior, 1e-9)).reshape(
-            num_rows, num_users
-        )
+        by_user = _sum(worse, pair, num_rows * num_users) / jnp.maximum(windows, 1e-9)
+        by_user = (trust * by_user + (1 - trust) * mean).reshape(num_rows, num_users)
         hurt = jnp.sum(present & (by_user > HURT_MARGIN_DEG), axis=1) / jnp.maximum(present.sum(axis=1), 1)
         return _sum(worse, found.row, num_rows), hurt
 
@@ -192,7 +196,9 @@ def _mix_by_row(
     return _unit(jnp.sum(weights * found.predicted, axis=0))
 
 
-def _sum(values: Float[Array, "window *rest"], row: Int[Array, "window"], num: int) -> Float[Array, "{num} *rest"]:
+def _sum(
+    values: Float[Array, "window *rest"], row: Int[Array, "window"], num: int
+) -> Float[Array, "{num} *rest"]:
     return jax.ops.segment_sum(values, row, num_segments=num)
 
 

@@ -216,13 +216,13 @@ class Mixing:
     `mixture` learns the weights pi[level, horizon], `best_prefix` takes the best single prefix at each
     horizon, `none` predicts with the whole hierarchy. `per` is a label ("user", "video", "session", ...)
     whose groups have weights of their own, shrunk toward the common ones, which count as `prior` validation
-    windows. `safe` gives deeper levels weight only as far as at most `most_hurt` of the validation users are
+    sessions. `safe` gives deeper levels weight only as far as at most `most_hurt` of the validation users are
     worse off by half a degree than with the first level alone. `windows`: validation windows a session.
     """
 
     kind: Literal["none", "mixture", "best_prefix"] = "none"
     per: str = ""
-    prior: float = 64.0
+    prior: float = 2.0
     safe: bool = False
     most_hurt: float = 0.05
     windows: int = 8
@@ -230,7 +230,7 @@ class Mixing:
     def __post_init__(self) -> None:
         _require(
             math.isfinite(self.prior) and self.prior >= 0,
-            f"mixing.prior is {self.prior}: give a number of windows, 0 or more",
+            f"mixing.prior is {self.prior}: give a number of sessions, 0 or more",
         )
         _require(0 <= self.most_hurt <= 1, f"mixing.most_hurt is {self.most_hurt}: give a share in [0, 1]")
         _require(self.windows >= 1, f"mixing.windows is {self.windows}: give at least 1 window a session")
