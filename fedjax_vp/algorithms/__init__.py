@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from fedjax_vp.algorithms.centralized import CENTRALIZED
+from fedjax_vp.algorithms.cfl import CFL
 from fedjax_vp.algorithms.fedavg import FEDAVG
 from fedjax_vp.algorithms.fedopt import FEDADAGRAD, FEDADAM, FEDYOGI
 from fedjax_vp.algorithms.fedsgd import FEDSGD
 from fedjax_vp.algorithms.finetune import FINETUNE
+from fedjax_vp.algorithms.five_layers import FIVE_LAYERS
 from fedjax_vp.algorithms.global_video import GLOBAL_VIDEO
 from fedjax_vp.algorithms.global_video_user import GLOBAL_VIDEO_USER
+from fedjax_vp.algorithms.ifca import FEDSOFT, IFCA, IFCA_HEAD
 from fedjax_vp.algorithms.local_only import LOCAL_ONLY
 from fedjax_vp.algorithms.per_video import PER_VIDEO
 from fedjax_vp.algorithms.recipe import Recipe
+from fedjax_vp.algorithms.update_clusters import FEDGROUP, FL_HC, UPDATE_KMEANS
 from fedjax_vp.errors import UserError
 from fedjax_vp.suggest import suggestion
 
@@ -31,6 +35,14 @@ RECIPES: dict[str, Recipe] = {
         PER_VIDEO,
         GLOBAL_VIDEO,
         GLOBAL_VIDEO_USER,
+        FIVE_LAYERS,
+        IFCA,
+        IFCA_HEAD,
+        FEDSOFT,
+        CFL,
+        FEDGROUP,
+        FL_HC,
+        UPDATE_KMEANS,
     )
 }
 """Every recipe by name."""

@@ -1,0 +1,28 @@
+"""Groups found once from the clients' updates, then one model for each.
+
+`fedgroup`: the cosine of the first updates to their leading singular vectors, then k-means (Duan et al.,
+"FedGroup: Efficient Federated Learning via Decomposed Similarity-Based Clustering", ISPA 2021).
+`fl_hc`: agglomerative clustering after some rounds of FedAvg (Briggs, Fan, Andras, "Federated learning with
+hierarchical clustering of local updates to improve training on non-IID data", IJCNN 2020).
+`update_kmeans`: spherical k-means on sketches of the updates, whose cost does not grow with their length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedjax_vp.algorithms.fedavg import FEDAVG
+from fedjax_vp.algorithms.recipe import Recipe
+
+
+def _recipe(name: str, title: str, grouping: dict[str, Any]) -> Recipe:
+    return Recipe(name, title, {**FEDAVG.settings, "levels": [{"name": "cluster", "grouping": grouping}]})
+
+
+FEDGROUP = _recipe(
+    "fedgroup", "groups from the decomposed cosine of early updates", {"kind": "fedgroup", "warmup": 10}
+)
+FL_HC = _recipe(
+    "fl_hc", "groups from agglomerative clustering of updates", {"kind": "hierarchical", "metric": "l1"}
+)
+UPDATE_KMEANS = _recipe("update_kmeans", "groups from k-means on sketched updates", {"kind": "kmeans"})
