@@ -9,6 +9,7 @@ the model's init, finer rows from zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import shrinkage
-from fedjax_vp.federated.grouping.settings import IFCA, Known
+from fedjax_vp.federated.grouping.settings import IFCA, FromData, Known
 from fedjax_vp.federated.server import transformation
 from fedjax_vp.federated.settings import Level, Method
 from fedjax_vp.models.base import Params
@@ -123,16 +124,30 @@ def grouping(labels: dict[str, np.ndarray], by: str) -> Grouping:
     return Grouping(code, int(code.max()) + 1)
 
 
-def groupings_of(labels: dict[str, np.ndarray], levels: tuple[Level, ...]) -> list[Grouping]:
-    """Group codes of every level; those of a learned level at full capacity."""
+def groupings_of(
+    labels: dict[str, np.ndarray],
+    levels: tuple[Level, ...],
+    look: Callable[[FromData, np.ndarray, np.ndarray], tuple[np.ndarray, int]] | None = None,
+) -> list[Grouping]:
+    """Group codes of every level; those of a level that learns while training at full capacity.
+
+    Args:
+        labels: group code of each session by label.
+        levels: the settings.
+        look: finds groups in the data (`grouping.from_data.find`), given parent groups and units.
+    """
     found = []
     for level in levels:
         group = grouping(labels, level.by)
         settings = level.grouping
         if not isinstance(settings, Known):
-            unit = grouping(labels, "*".join(name for name in (level.by, settings.of) if name))
-            soft = isinstance(settings, IFCA) and settings.soft
-            group = Grouping(group.code, group.num_groups * settings.groups, unit.code, soft)
+            unit = grouping(labels, "*".join(name for name in (level.by, settings.of) if name)).code
+            if isinstance(settings, FromData):
+                assert look is not None
+                group = Grouping(*look(settings, group.code, unit))
+            else:
+                soft = isinstance(settings, IFCA) and settings.soft
+                group = Grouping(group.code, group.num_groups * settings.groups, unit, soft)
         found.append(group)
     return found
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels, participation
 from fedjax_vp.federated.federation import Federation
+from fedjax_vp.federated.grouping import from_data
 from fedjax_vp.federated.levels import Layout
 from fedjax_vp.federated.local import Task
 from fedjax_vp.federated.settings import Engine, Method
@@ -42,7 +43,11 @@ class Simulator(NamedTuple):
 def simulator(federation: Federation, predictor: Predictor, method: Method, engine: Engine) -> Simulator:
     """Fits a method to a federation: groups, ownership, device mesh and block size."""
     leaves = sorted(jax.eval_shape(predictor.init, jax.random.key(0)))
-    groupings = levels.groupings_of(federation.labels, method.levels)
+    groupings = levels.groupings_of(
+        federation.labels,
+        method.levels,
+        lambda settings, within, unit: from_data.find(settings, federation, within, unit),
+    )
     layout = levels.layout(method, groupings, leaves, client_of(federation))
     task = Task(federation, layout, predictor, method.local, method.pooling)
     if not task.mixed and (method.local.epochs is not None or not method.local.batch):

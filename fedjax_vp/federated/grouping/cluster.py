@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -23,10 +23,9 @@ class Evidence(NamedTuple):
     group: np.ndarray  # int [unit] where they are now
 
 
-class Found(NamedTuple):
-    """New groups, and how similar updates are within and between them (nan without such a pair)."""
+class Similarity(NamedTuple):
+    """How similar updates are within and between groups (nan without such a pair)."""
 
-    group: np.ndarray  # int [unit]
     within: float
     between: float
     silhouette: float
@@ -58,25 +57,19 @@ def find(settings: ByUpdates, evidence: Evidence, seed: int) -> np.ndarray:
     return _renamed(labels, evidence.group, count)
 
 
-def describe(evidence: Evidence, group: np.ndarray) -> Found:
-    """The picture that grouping by updates rests on, of at most `MOST_PAIRS` units spread over all."""
+def describe(update: np.ndarray, group: np.ndarray) -> Similarity:
+    """The picture that grouping by updates rests on, of at most `MOST_PAIRS` units spread over all.
+
+    Args:
+        update: of the units of one parent group, or sketches of them, [unit, q].
+        group: int [unit].
+    """
     picked = np.unique(np.linspace(0, len(group) - 1, min(len(group), MOST_PAIRS)).astype(int))
     if len(picked) < 2:
-        return Found(group, math.nan, math.nan, math.nan)
-    similarity, some = cosine(evidence.update[picked]), group[picked]
+        return Similarity(math.nan, math.nan, math.nan)
+    similarity, some = cosine(update[picked]), group[picked]
     pair = within_between(similarity, some)
-    return Found(group, pair.within, pair.between, silhouette(similarity, some))
-
-
-def merge(found: list[Found]) -> dict[str, Any]:
-    """One line of the log: means over the parent groups that have a pair, and the number of groups in use."""
-
-    def mean(name: str) -> float | None:
-        known = [value for value in (getattr(one, name) for one in found) if math.isfinite(value)]
-        return float(np.mean(known)) if known else None
-
-    groups = sum(len(np.unique(one.group)) for one in found)
-    return {name: mean(name) for name in ("within", "between", "silhouette")} | {"groups": groups}
+    return Similarity(pair.within, pair.between, silhouette(similarity, some))
 
 
 def _renamed(labels: np.ndarray, before: np.ndarray, count: int) -> np.ndarray:

@@ -146,4 +146,33 @@ class Hierarchical(ByUpdates):
         _require(self.linkage != "ward" or self.metric == "l2", "linkage ward wants metric l2")
 
 
-Grouping = Known | IFCA | CFL | KMeans | FedGroup | Hierarchical
+@dataclass(frozen=True)
+class FromData(Learned):
+    """Groups found once from the viewers' own trajectories: an oracle that sees what must stay private.
+
+    `spectral` clusters the viewers of a video by their mean distance (Petrangeli et al. 2018), `cliques` joins
+    those who look at much the same most of the time (Rossi et al. 2019), as many groups as there are.
+    """
+
+    kind: Literal["spectral", "cliques"] = "spectral"
+
+
+@dataclass(frozen=True)
+class PACFL(FromData):
+    """Groups found once from principal angles between the subspaces of the units' windows.
+
+    Vahidian et al. 2023: the server sees `rank` directions of each. A `threshold` in degrees leaves the number
+    of groups open.
+    """
+
+    kind: Literal["pacfl"] = "pacfl"
+    rank: int = 3
+    threshold: float | None = None
+    angle: Literal["smallest", "sum"] = "sum"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.rank >= 1, f"rank is {self.rank}: give at least 1")
+
+
+Grouping = Known | IFCA | CFL | KMeans | FedGroup | Hierarchical | FromData | PACFL

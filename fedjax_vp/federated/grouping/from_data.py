@@ -1,0 +1,86 @@
+"""Groups found once, before training, from what the headsets know: their windows or their trajectories.
+
+PACFL needs a few numbers of each client's windows; the trajectory clusterings see everything and are oracles
+to compare with. Only samples of training windows are looked at, so that nothing leaks from valid or test. A
+unit that does not train is of no known group.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_vp.errors import UserError
+from fedjax_vp.federated.federation import Federation, gather
+from fedjax_vp.federated.grouping import pacfl, trajectories
+from fedjax_vp.federated.grouping.settings import PACFL, FromData
+
+MOST_WINDOWS = 256  # of a unit, spread over all: its subspace needs no more
+
+
+def find(
+    settings: FromData, federation: Federation, within: np.ndarray, unit: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Groups the units of each parent group.
+
+    Args:
+        settings: how.
+        federation: with stored traces.
+        within: parent group of each session, int [session], -1 where unknown.
+        unit: unit of each session, int [session], -1 where unknown.
+
+    Returns:
+        Group codes, int32 [session], -1 where unknown, and the number of groups.
+
+    Raises:
+        UserError: traces are not stored.
+    """
+    if federation.arrays.make is not None:
+        raise UserError(f"grouping {settings.kind} reads traces, which are not stored: give dataset.stored: true")
+    trains = np.asarray(federation.arrays.train.count) > 0
+    code, groups = np.full(len(unit), -1, np.int32), 0
+    for parent in np.unique(within[trains & (within >= 0)]):
+        here = np.flatnonzero(trains & (within == parent) & (unit >= 0))
+        units, of = np.unique(unit[here], return_inverse=True)
+        sessions = [here[of == one] for one in range(len(units))]
+        found = _subspaces(settings, federation, sessions) if isinstance(settings, PACFL) else _paths(
+            settings, federation, sessions
+        )
+        code[here] = groups + found[of]
+        groups += int(found.max(initial=-1)) + 1
+    return code, groups
+
+
+def _subspaces(settings: PACFL, federation: Federation, sessions: list[np.ndarray]) -> np.ndarray:
+    """PACFL on the units' windows, each taken relative to its last observed direction."""
+    train, matrices = federation.arrays.train, []
+    for some in sessions:
+        count = np.asarray(train.count)[some]
+        each = max(1, MOST_WINDOWS // len(some))
+        picked = [np.linspace(0, n - 1, min(n, each)).astype(int) for n in count]
+        owner = np.repeat(some, [len(one) for one in picked])
+        now = train.at(jnp.asarray(owner), jnp.asarray(np.concatenate(picked)))
+        inputs, target = gather(federation.arrays, federation.shape, jnp.asarray(owner, jnp.int32), now)
+        path = np.concatenate([inputs.past[:, :-1], target], axis=1) - np.asarray(inputs.past[:, -1:])
+        matrices.append(path.reshape(len(owner), -1))
+    bases = pacfl.subspaces(matrices, settings.rank)
+    return pacfl.fit(bases, settings.threshold, min(settings.groups, len(bases)), settings.angle)
+
+
+def _paths(settings: FromData, federation: Federation, sessions: list[np.ndarray]) -> np.ndarray:
+    """Clusters of viewers by where they looked when; sessions of a unit must be of one video each."""
+    if any(len(some) > 1 for some in sessions):
+        raise UserError(
+            f"grouping {settings.kind} compares sessions of one video: give by: video and grouping.of: session"
+        )
+    order = np.concatenate(sessions) if sessions else np.zeros(0, int)
+    direction = np.asarray(federation.arrays.direction)[order]
+    known = np.zeros(direction.shape[:2], bool)
+    shape = federation.shape
+    now, count = np.asarray(federation.arrays.train.of(jnp.asarray(order))), federation.arrays.train.count
+    for viewer, session in enumerate(order):
+        for k in now[viewer, : int(count[session])]:
+            known[viewer, k - shape.history + 1 : k + shape.horizon + 1] = True
+    if settings.kind == "spectral":
+        return trajectories.spectral(direction, known, settings.groups)
+    return trajectories.cliques(direction, known)
