@@ -6,6 +6,7 @@
     history.parquet  long form: round, horizon_s, error_deg, loss, bytes_up, bytes_down
     clients.parquet  session, user, video, windows, error_deg_<horizon>
     compare.parquet  long form: method, horizon_s, mean, median, p95, bytes_up, bytes_down, hurt_share
+    groups.parquet   learned groups by level and round, where there are any
     examples.npz     some windows with their predictions
     checkpoints/, beside/, figures/
 
@@ -177,6 +178,10 @@ def fingerprint(traces: TraceSet) -> str:
     digest = hashlib.sha256()
     for array in (traces.direction, traces.length, traces.t0, traces.user, traces.video):
         digest.update(np.ascontiguousarray(array).data)
+    if traces.source is not None:  # nothing is stored: some of what it makes stands for all
+        make, key, ids = traces.source
+        some = jax.jit(jax.vmap(make, in_axes=(None, 0)))(key, ids[:: -(-len(ids) // 4)])
+        digest.update(np.asarray(some).data)
     digest.update("\n".join((*traces.user_ids, *traces.video_ids)).encode())
     return digest.hexdigest()
 

@@ -15,6 +15,7 @@ import stand_in
 
 from fedjax_vp import experiment, results, simulate
 from fedjax_vp.config import Config, load_config
+from fedjax_vp.data.synthetic import Planted, generate
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated.settings import Engine
 
@@ -267,3 +268,13 @@ def test_the_fingerprint_follows_the_traces(config: Config) -> None:
     traces, _ = experiment.load_traces(config)
     assert results.fingerprint(traces) == results.fingerprint(traces.subset(np.arange(traces.num_traces)))
     assert results.fingerprint(traces) != results.fingerprint(traces.subset(np.arange(1, traces.num_traces)))
+
+
+def test_the_fingerprint_follows_traces_that_are_not_stored() -> None:
+    settings = {"users": 3, "videos": 2, "duration_s": 6.0, "stored": False}
+    prints = [
+        results.fingerprint(generate(Planted(**settings, **other)))
+        for other in ({}, {}, {"seed": 1}, {"distance": 0.0})
+    ]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
