@@ -125,6 +125,14 @@ def test_sketches_are_linear_exact_when_large_and_flat_at_size_zero() -> None:
     np.testing.assert_array_equal(jitted(delta, key, 0), flat(delta))
 
 
+def test_leaves_have_signs_of_their_own() -> None:
+    """Equal leaves that fall into the same buckets: with common signs their product would count twice."""
+    leaf = jax.random.normal(jax.random.key(3), (1, 32, 32))
+    keys = jax.random.split(jax.random.key(2), 200)
+    found = jax.jit(jax.vmap(lambda key: sketch({"a": leaf, "b": leaf}, key, 32)))(keys)
+    assert float((found**2).sum(axis=2).mean()) == pytest.approx(2 * float((leaf**2).sum()), rel=0.1)
+
+
 def test_rows_share_no_factor_with_strides() -> None:
     assert _width((256, 256), 128) == 127
     assert _width((3, 20, 30), 64) == 61
