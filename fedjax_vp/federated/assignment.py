@@ -2,10 +2,11 @@
 
     share_u <- one-hot argmin_k F_u(theta^(<l) + delta_l[k])                                       (1)
 
-IFCA (Ghosh, Chung, Yin, Ramchandran, "An Efficient Framework for Clustered Federated Learning", NeurIPS 2020):
-(1) is taken at the start of a round, on training windows only. Averaging the gradients of one full-batch step
-(`denominator: participants`) or the models of many (`group`) are its two forms. With `soft`, a unit uses all
-rows, each as much as the share of windows that it predicts best (FedSoft: Ruan, Joe-Wong, AAAI 2022).
+IFCA (Ghosh, Chung, Yin, Ramchandran, "An Efficient Framework for Clustered Federated Learning", NeurIPS
+2020): (1) is taken at the start of a round, on training windows only. Averaging the gradients of one
+full-batch step (`denominator: participants`) or the models of many (`group`) are its two forms. With `soft`,
+a unit uses all rows, each as much as the share of windows that it predicts best (FedSoft: Ruan, Joe-Wong,
+AAAI 2022).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def assign(
     arrays: Arrays,
     clients: Client,
     round_index: Int[Array, ""],
-    training: bool = True,
+    key: Array | None = None,
 ) -> tuple[tuple[LevelState, ...], Int[Array, "level"]]:
     """Moves the participants' units at every loss-based level, coarse to fine.
 
@@ -52,38 +53,43 @@ def assign(
         arrays: the federation.
         clients: the participants.
         round_index: of this round.
-        training: False chooses among the rows as they are: none is started or seeded anew.
+        key: of the run, for starts; None chooses among the rows as they are: none is started or seeded anew.
 
     Returns:
         The levels, and how many units changed groups at each.
     """
     moved = [jnp.zeros((), jnp.int32)] * len(states)
+    size = sim.federation.max_sessions if sim.layout.varying else 1
+    session = jax.vmap(lambda c: slots(arrays, c, size)[0])(clients.index)  # over the cohort
     for index, level in enumerate(sim.layout.levels):
         if not isinstance(level.grouping, IFCA):
             continue
-        if training:
-            states = _diverge(sim, states, index, round_index)
+        settings, training = level.grouping, key is not None
+        if key is not None:
+            states = _diverge(sim, states, index, round_index, key)
         value, weight = _judge(sim, index, states, arrays, clients)
-        session = jax.vmap(lambda c: slots(arrays, c, weight.shape[1])[0])(clients.index)  # over the cohort
-        state, known = states[index], states[index].learned
-        known, heard = learned_of.observe(
-            known, session.reshape(-1), weight.reshape(-1), value.reshape(weight.size, -1), level.grouping.memory
-        )
+        # What was said of the rows before they parted is not about the rows there are now.
+        memory = jnp.where(round_index > settings.warmup, settings.memory, 0.0)
+        report = session.reshape(-1), weight.reshape(-1), value.reshape(weight.size, -1)
+        known, heard = learned_of.observe(states[index].learned, *report, memory)
         before = learned_of.row_of(known)
-        share = _share(level.grouping, known, heard, round_index)
-        state = learned_of.with_share(state, known, share, level.grouping.soft)
-        if training and level.grouping.reseed and not level.grouping.soft:
-            active = round_index > level.grouping.warmup + level.grouping.hold
-            state = _reseed(state, heard & active)
-        moved[index] = jnp.sum(learned_of.row_of(state.learned) != before)
+        share = _share(settings, known, heard, round_index, key)
+        state = learned_of.with_share(states[index], known, share, settings.soft)
+        if training and settings.reseed and not settings.soft:
+            state = _reseed(state, heard & (round_index > settings.warmup + settings.hold))
+        moved[index] = jnp.sum((learned_of.row_of(state.learned) != before) & (known.seen > 0))
         states = (*states[:index], state, *states[index + 1 :])
     return states, jnp.stack(moved)
 
 
 def _share(
-    settings: IFCA, known: Learned, heard: Bool[Array, "unit"], round_index: Int[Array, ""]
+    settings: IFCA,
+    known: Learned,
+    heard: Bool[Array, "unit"],
+    round_index: Int[Array, ""],
+    key: Array | None,
 ) -> Float[Array, "unit group"]:
-    """(1), or one group for all while warming up, or random groups while the rows are held apart."""
+    """(1), or one group for all while warming up, or random groups while training holds the rows apart."""
     groups = known.share.shape[1]
     if settings.soft:
         share = jnp.maximum(known.signal, settings.floor)
@@ -91,12 +97,13 @@ def _share(
     else:
         share = jax.nn.one_hot(jnp.argmin(known.signal, axis=1), groups)
     share = jnp.where(heard[:, None], share, known.share)
-    key = jax.random.key(2)
-    units = jnp.arange(known.seen.shape[0])
-    dealt = jax.vmap(lambda u: jax.random.randint(jax.random.fold_in(key, u), (), 0, groups))(units)
-    held = round_index < settings.warmup + settings.hold
-    share = jnp.where(held, jax.nn.one_hot(dealt, groups), share)
-    return jnp.where(round_index < settings.warmup, jax.nn.one_hot(0 * units, groups), share)
+    units = known.seen.shape[0]
+    if key is not None and settings.hold:
+        dealt = jax.random.randint(jax.random.fold_in(key, 2), (units,), 0, groups)
+        held = round_index < settings.warmup + settings.hold
+        share = jnp.where(held, jax.nn.one_hot(dealt, groups), share)
+    first = jax.nn.one_hot(jnp.zeros(units, jnp.int32), groups)
+    return jnp.where(round_index < settings.warmup, first, share)
 
 
 def _judge(
@@ -154,28 +161,23 @@ def candidates(
     return jax.lax.map(one, jnp.arange(session.shape[0]))
 
 
-def judge(
-    task: Task, states: tuple[LevelState, ...], index: int, chosen: Chosen
-) -> Float[Array, "group"]:
+def judge(task: Task, states: tuple[LevelState, ...], index: int, chosen: Chosen) -> Float[Array, "group"]:
     """Mean loss of each candidate row of a session (or the share of windows it predicts best, where soft).
 
     A candidate is the prefix of the hierarchy that ends at this level: finer rows were trained on top of the
-    row the session has now, and would speak for it.
+    row the session has now, and would speak for it. Leaves that only finer levels own (private heads, say)
+    are the session's own: without them no model predicts anything.
     """
-    settings = task.layout.levels[index].grouping
+    layout, settings = task.layout, task.layout.levels[index].grouping
     state, learned = states[index], states[index].learned
     unit = jnp.maximum(learned.unit[chosen.session], 0)
     groups = learned.share.shape[1]
-    above = states[:index]
-    leaves = sorted({n for names in task.layout.owned for n in names})
-    shapes = {n: s.rows[n].shape[1:] for s in states for n in s.rows}
 
     def base(leaf: str) -> Array:
-        if any(leaf in s.rows for s in above):
-            return levels.compose(above, chosen.session[None], leaf)[0]
-        return jnp.zeros(shapes[leaf])
+        depth = index if layout.coarsest(leaf) <= index else None
+        return levels.compose(states, chosen.session[None], leaf, depth)[0]
 
-    theta = {n: base(n) for n in leaves}
+    theta = {n: base(n) for n in sorted({n for names in layout.owned for n in names})}
     inputs, target = chosen.windows
     loss_fn = task.local.loss.build()
 
@@ -192,40 +194,43 @@ def judge(
 
 
 def _diverge(
-    sim: Simulator, states: tuple[LevelState, ...], index: int, round_index: Int[Array, ""]
+    sim: Simulator, states: tuple[LevelState, ...], index: int, round_index: Int[Array, ""], key: Array
 ) -> tuple[LevelState, ...]:
     """Breaks the symmetry of the rows when the warm-up ends."""
     settings = cast(IFCA, sim.layout.levels[index].grouping)
     if not settings.warmup:
         return states  # the rows differ from the start
-    rows = learned_of.perturbed(sim.layout, states, index, 0.0 if settings.hold else settings.spread)
+    spread = 0.0 if settings.hold else settings.spread  # what is held apart parts by itself
+    rows = learned_of.perturbed(sim.layout, states, index, spread, key)
     turn = round_index == settings.warmup
     new = {n: jnp.where(turn, rows[n], old) for n, old in states[index].rows.items()}
     return (*states[:index], states[index]._replace(rows=new), *states[index + 1 :])
 
 
 def _reseed(state: LevelState, heard: Bool[Array, "unit"]) -> LevelState:
-    """Gives a row nobody uses to the worst-served unit of its parent group, starting from that unit's row."""
+    """Gives a row nobody uses to the worst-served unit of its parent group, starting from that unit's row.
+
+    At most one row of each parent group a round; no other row is left without units by it.
+    """
     learned = cast(Learned, state.learned)
-    groups = learned.share.shape[1]
-    rows = state.mass.shape[0]
-    parents = rows // groups
-    row = learned_of.row_of(learned)
-    users = jnp.zeros(rows).at[row].add((learned.seen > 0).astype(jnp.float32))
+    rows, groups = state.mass.shape[0], learned.share.shape[1]
+    parents, units = rows // groups, learned.seen.shape[0]
+    row, users = learned_of.row_of(learned), learned_of.users(learned, rows)
     dead = users.reshape(parents, groups) == 0
-    target = jnp.argmax(dead, axis=1)
-    served = jnp.min(learned.signal, axis=1)
-    may = heard & (users[row] > 1)
-    served = jnp.where(may, served, -jnp.inf)
+    target = jnp.argmax(dead, axis=1)  # [parent] group that is given away
+    may = heard & (users[row] > 1) & dead.any(axis=1)[learned.within]
+    served = jnp.where(may, jnp.min(learned.signal, axis=1), -jnp.inf)
     worst = jnp.full(parents, -jnp.inf).at[learned.within].max(served)
-    is_worst = may & (served == worst[learned.within]) & dead.any(axis=1)[learned.within]
-    units = jnp.arange(row.shape[0])
-    chosen = jnp.full(parents, -1).at[learned.within].max(jnp.where(is_worst, units, -1))
-    do = chosen >= 0
+    is_worst = may & (served == worst[learned.within])
+    chosen = jnp.full(parents, -1).at[learned.within].max(jnp.where(is_worst, jnp.arange(units), -1))
+    do = chosen >= 0  # [parent]
     source = row[jnp.maximum(chosen, 0)]
     into = jnp.where(do, jnp.arange(parents) * groups + target, rows)  # beyond the end: dropped
     moved = jax.tree.map(lambda x: x.at[into].set(x[source], mode="drop"), (state.rows, state.optimizer))
-    share = learned.share.at[jnp.where(do, chosen, row.shape[0])].set(
-        jax.nn.one_hot(target, groups), mode="drop"
-    )
+    new = jax.nn.one_hot(target, groups)
+    share = learned.share.at[jnp.where(do, chosen, units)].set(new, mode="drop")
+    # A copy is as good as its source: what is remembered of the dead row says nothing of it.
+    same = learned.signal[jnp.arange(units), (source % groups)[learned.within]]
+    replaced = (do[:, None] & (new > 0))[learned.within]
+    learned = learned._replace(signal=jnp.where(replaced, same[:, None], learned.signal))
     return learned_of.with_share(state._replace(rows=moved[0], optimizer=moved[1]), learned, share)

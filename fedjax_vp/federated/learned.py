@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from fedjax_vp.federated import levels
 from fedjax_vp.federated.grouping import split_tree
@@ -36,6 +37,9 @@ class Learned(NamedTuple):
     tree: Any = None  # splits so far, with the models and the members' updates (CFL)
 
 
+OnHost = Any  # a Learned of NumPy arrays
+
+
 class Seen(NamedTuple):
     """What the server is shown of the participants' updates."""
 
@@ -58,7 +62,7 @@ def begin(
         state = states[index]._replace(learned=known, members=members(known, group.soft))
         states = (*states[:index], state, *states[index + 1 :])
         if isinstance(settings, IFCA) and not settings.warmup:
-            rows = perturbed(layout, states, index, settings.spread)
+            rows = perturbed(layout, states, index, settings.spread, key)
             if settings.start == "keys":
                 rows |= _fresh(layout, state, index, init_fn, key)
             states = (*states[:index], state._replace(rows=rows), *states[index + 1 :])
@@ -78,16 +82,30 @@ def _fresh(
     return rows
 
 
-def perturbed(layout: Layout, states: tuple[LevelState, ...], index: int, spread: float) -> Params:
-    """Copies of each parent group's first row, each moved by noise in proportion to the model's own size."""
+def perturbed(
+    layout: Layout, states: tuple[LevelState, ...], index: int, spread: float, key: Array
+) -> Params:
+    """Copies of each parent group's first row, each moved by noise in proportion to the model's own size.
+
+    A single row has nothing to be told from, and stays.
+
+    Args:
+        layout: static facts of the hierarchy.
+        states: rows of every level.
+        index: of the level.
+        spread: standard deviation of the noise, as a share of the root mean square of the leaf.
+        key: of the run; each run has a start of its own.
+    """
     groups = states[index].learned.share.shape[1]
+    spread = spread if groups > 1 else 0.0
     rows = {}
     for place, (leaf, row) in enumerate(sorted(states[index].rows.items())):
         first = row[::groups]
         copied = jnp.repeat(first, groups, axis=0)
         owner = states[layout.coarsest(leaf)].rows[leaf][0]
         size = jnp.sqrt(jnp.mean(owner**2))
-        noise = jax.random.normal(jax.random.fold_in(jax.random.key(3), place), (groups, *row.shape[1:]))
+        draw = jax.random.fold_in(jax.random.fold_in(key, 3), place)
+        noise = jax.random.normal(draw, (groups, *row.shape[1:]))
         rows[leaf] = copied + spread * size * jnp.tile(noise, (first.shape[0], *(1,) * (row.ndim - 1)))
     return rows
 
@@ -98,7 +116,8 @@ def init(level: Level, grouping: Grouping, params: Params, names: tuple[str, ...
     settings = level.grouping
     assert isinstance(settings, IFCA | ByUpdates)
     units = int(grouping.unit.max()) + 1
-    within = jnp.zeros(units, jnp.int32).at[grouping.unit].max(jnp.maximum(grouping.code, 0), mode="drop")
+    unit = np.where(grouping.unit < 0, units, grouping.unit)  # unknown: beyond the end, dropped
+    within = jnp.zeros(units, jnp.int32).at[unit].max(jnp.maximum(grouping.code, 0), mode="drop")
     size = settings.groups
     if isinstance(settings, ByUpdates):
         size = settings.sketch or sum(params[n].size for n in names)
@@ -141,7 +160,7 @@ def observe(
     session: Int[Array, "report"],
     weight: Float[Array, "report"],
     value: Float[Array, "report q"],
-    memory: float,
+    memory: Float[ArrayLike, ""],
 ) -> tuple[Learned, Bool[Array, "unit"]]:
     """Adds reports to what is known of their units: weighted means, of which earlier ones keep a share.
 
@@ -172,8 +191,8 @@ def observe_updates(
 ) -> tuple[LevelState, ...]:
     """Adds a round's sketches to what is known of the units of levels that group by updates.
 
-    An update counts from the middle of its parent group's rows, so that those of units in different groups
-    can be compared; CFL compares within a group only, and takes updates as they are.
+    An update counts from the middle of the rows that its parent group uses, so that those of units in
+    different groups can be compared; CFL compares within a group only, and takes updates as they are.
     """
     states = list(after)
     for index, level in enumerate(layout.levels):
@@ -186,20 +205,32 @@ def observe_updates(
         session, weight = seen.session[:, :slots].reshape(-1), weight.reshape(-1)
         value = value.reshape(-1, value.shape[-1])
         old = before[index]
-        row = row_of(old.learned)[jnp.maximum(old.learned.unit[session], 0)]
+        unit = old.learned.unit[session]
+        weight = jnp.where(unit >= 0, weight, 0.0)
+        row = row_of(old.learned)[jnp.maximum(unit, 0)]
         rows = old.mass.shape[0]
         summed = jnp.zeros((rows, value.shape[1])).at[row].add(weight[:, None] * value)
         total = jnp.zeros(rows).at[row].add(weight)
         norm = jnp.linalg.norm(summed / jnp.where(total > 0, total, 1.0)[:, None], axis=1)
         if not isinstance(settings, CFL):
-            place = sketch(old.rows, sketch_key(), settings.sketch)
-            middle = place.reshape(-1, settings.groups, place.shape[1]).mean(axis=1, keepdims=True)
-            place = (place.reshape(-1, settings.groups, place.shape[1]) - middle).reshape(place.shape)
-            value = value + place[row]
+            value = value + _from_middle(old, settings)[row]
         learned, _ = observe(old.learned, session, weight, value, settings.memory)
         learned = learned._replace(peak=jnp.maximum(learned.peak, jnp.max(norm)))
         states[index] = after[index]._replace(learned=learned)
     return tuple(states)
+
+
+def _from_middle(state: LevelState, settings: ByUpdates) -> Float[Array, "row q"]:
+    """Sketch of each row, from the mean of the rows of its parent group that units use.
+
+    Rows nobody uses have stayed where they started. Counting them would move all units of the parent group
+    alike, away from zero, and cosines would tell of that start and of little else.
+    """
+    place = sketch(state.rows, sketch_key(), settings.sketch)
+    part = place.reshape(-1, settings.groups, place.shape[1])
+    used = jnp.zeros(place.shape[0]).at[row_of(state.learned)].set(1.0).reshape(-1, settings.groups, 1)
+    middle = jnp.sum(used * part, axis=1, keepdims=True) / jnp.maximum(used.sum(axis=1, keepdims=True), 1.0)
+    return (part - middle).reshape(place.shape)
 
 
 def sketch_key() -> Array:
@@ -215,13 +246,11 @@ def with_share(
     return state._replace(learned=learned, members=members(learned, soft))
 
 
-def popular(learned: Learned, parents: int) -> Int[Array, "parent"]:
-    """The row most units of each parent group use: where a unit of which nothing is known is sent."""
+def users(learned: Learned, rows: int) -> Float[Array, "row"]:
+    """Units that use each row, of those that have taken part (shares of units where groups are soft)."""
     groups = learned.share.shape[1]
-    use = jax.ops.segment_sum(
-        learned.share * (learned.seen > 0).astype(jnp.float32)[:, None], learned.within, parents
-    )
-    return jnp.arange(parents) * groups + jnp.argmax(use, axis=1).astype(jnp.int32)
+    share = learned.share * (learned.seen > 0).astype(jnp.float32)[:, None]
+    return jax.ops.segment_sum(share, learned.within, rows // groups).reshape(rows)
 
 
 def settings_of(level: Level) -> Any:

@@ -2,9 +2,11 @@
 
 A unit that trained keeps its group; at a loss-based level all training units choose once more, on their
 training windows and with the rows as they are now. A session whose unit never trained (an unseen user or
-video) joins the row with the least loss on its `adapt` windows: its first seconds, before any test window.
-Without such windows it uses the row most units use where the level is the coarsest owner of a leaf, and
-otherwise none: a zero row, so that the levels above speak for it.
+video) joins the row with the least loss on its `adapt` windows, its first seconds, before any test window; of
+the rows that training units use, for others hold what they started with. Without such windows, or such rows,
+it uses the row most units use where the level is the coarsest owner of a leaf, and otherwise none: a zero
+row, so that the levels above speak for it. The same holds for a unit that could have trained but was never
+drawn, at levels grouped by updates.
 """
 
 from __future__ import annotations
@@ -44,27 +46,31 @@ def make_place(sim: Simulator) -> Callable[[State], State]:
 
 
 def _newcomers(sim: Simulator, index: int) -> Int[Array, "newcomer"]:
-    """Sessions with adapt windows whose unit has no training window."""
+    """Sessions with adapt windows whose unit is known and has no training window."""
     arrays, unit = sim.federation.arrays, sim.groupings[index].unit
     assert unit is not None
     trains = np.asarray(arrays.train.count) > 0
     old = np.unique(unit[trains])
     early = np.asarray(arrays.adapt.count) > 0
-    return jnp.asarray(np.flatnonzero(early & ~np.isin(unit, old)), jnp.int32)
+    return jnp.asarray(np.flatnonzero(early & (unit >= 0) & ~np.isin(unit, old)), jnp.int32)
 
 
 def _choose_again(sim: Simulator, state: State, arrays: Arrays) -> tuple[levels.LevelState, ...]:
     """Every training unit's choice among the rows as they are now, at loss-based levels."""
     if not any(isinstance(level.grouping, IFCA) for level in sim.layout.levels):
         return state.levels
-    devices = sim.mesh.size
-    count = sim.federation.num_clients
-    padded = -(-count // devices) * devices
+    clients = first_clients(sim, state.seed, sim.federation.num_clients)
+    last = jnp.maximum(state.round - 1, 0)  # in the round to come the rows may part, but they have not yet
+    return assignment.assign(sim, state.levels, arrays, clients, last)[0]
+
+
+def first_clients(sim: Simulator, seed: Int[Array, ""], count: int) -> Client:
+    """The first `count` clients as a cohort, padded to equal shares of the devices."""
+    padded = -(-count // sim.mesh.size) * sim.mesh.size
     index = jnp.minimum(jnp.arange(padded), count - 1)
-    key = jax.random.fold_in(jax.random.key(4), state.seed)
+    key = jax.random.fold_in(jax.random.key(4), seed)
     keys = jax.vmap(lambda c: jax.random.fold_in(key, c))(index)  # over clients
-    clients = Client(index, jnp.arange(padded) < count, keys, None)
-    return assignment.assign(sim, state.levels, arrays, clients, state.round, training=False)[0]
+    return Client(index, jnp.arange(padded) < count, keys, None)
 
 
 def _place_level(
@@ -76,12 +82,12 @@ def _place_level(
 ) -> tuple[levels.LevelState, ...]:
     state, known = states[index], states[index].learned
     groups = known.share.shape[1]
-    parents = state.mass.shape[0] // groups
+    users = learned_of.users(known, state.mass.shape[0]).reshape(-1, groups)
     first_owner = any(sim.layout.coarsest(leaf) == index for leaf in sim.layout.owned[index])
-    unit = jnp.maximum(known.unit, 0)
-    stranger = (known.unit < 0) | (known.seen[unit] == 0)
+    stranger = (known.unit < 0) | (known.seen[jnp.maximum(known.unit, 0)] == 0)
     # A session that is unknown at the label above, too, can only be sent to where most of parent 0 are.
-    usual = learned_of.popular(known, parents)[known.within[unit]]
+    parent = jnp.maximum(jnp.asarray(sim.groupings[index].code), 0)
+    usual = parent * groups + jnp.argmax(users, axis=1)[parent]
     group = jnp.where(stranger[:, None], usual[:, None], state.members.group)
     share = jnp.where(stranger[:, None], 0.0, state.members.share)
     share = share.at[:, 0].set(jnp.where(stranger, jnp.float32(first_owner), share[:, 0]))
@@ -95,11 +101,11 @@ def _place_level(
         traces, row = traces_of(arrays, session[None])
         windows = cut(traces, sim.federation.shape, jnp.full(now.shape, row[0]), now)
         verdict = assignment.judge(sim.task, states, index, Chosen(session, windows, weight))
-        best = jnp.argmax(verdict) if sim.groupings[index].soft else jnp.argmin(verdict)
-        return known.within[jnp.maximum(known.unit[session], 0)] * groups + best
+        regret = -verdict if sim.groupings[index].soft else verdict
+        return jnp.argmin(jnp.where(users[parent[session]] > 0, regret, jnp.inf))
 
-    row = jax.lax.map(one, newcomers)
-    placeable = (known.unit[newcomers] >= 0).astype(jnp.float32)
-    group = group.at[newcomers, 0].set(row)
-    share = share.at[newcomers, 0].max(placeable)
+    trained = jnp.any(users[parent[newcomers]] > 0, axis=1)
+    row = parent[newcomers] * groups + jax.lax.map(one, newcomers)
+    group = group.at[newcomers, 0].set(jnp.where(trained, row, group[newcomers, 0]))
+    share = share.at[newcomers, 0].max(trained.astype(jnp.float32))
     return (*states[:index], state._replace(members=levels.Membership(group, share)), *states[index + 1 :])

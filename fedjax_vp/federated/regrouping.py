@@ -17,7 +17,7 @@ from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated import operations
 from fedjax_vp.federated.grouping import cfl, cluster
 from fedjax_vp.federated.grouping.settings import CFL, ByUpdates
-from fedjax_vp.federated.learned import Learned
+from fedjax_vp.federated.learned import OnHost
 from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Method
@@ -41,7 +41,8 @@ def regroup(method: Method, state: State, done: int) -> tuple[State, list[dict[s
     """Groups the units anew at every level whose turn has come after `done` rounds.
 
     Returns:
-        The state, and for each such level what was found, with `level` and `round`.
+        The state, and for each such level, by its name (`level`): the units that `moved`, and for CFL the
+        `splits` made, and of each group judged `mean_norm`, `max_norm` and `alpha_cross_max`.
     """
     states, facts = list(state.levels), []
     for index, level in enumerate(method.levels):
@@ -49,14 +50,12 @@ def regroup(method: Method, state: State, done: int) -> tuple[State, list[dict[s
         if not isinstance(settings, ByUpdates) or _next(settings, done - 1) != done:
             continue
         states[index], found = _regroup_level(settings, states[index], done)
-        facts.append({"level": level.name, "round": done, **found})
+        facts.append({"level": level.name, **found})
     return state._replace(levels=tuple(states)), facts
 
 
-def _regroup_level(
-    settings: ByUpdates, state: LevelState, done: int
-) -> tuple[LevelState, dict[str, Any]]:
-    known: Learned = jax.device_get(state.learned)
+def _regroup_level(settings: ByUpdates, state: LevelState, done: int) -> tuple[LevelState, dict[str, Any]]:
+    known: OnHost = jax.device_get(state.learned)
     was = np.argmax(known.share, axis=1)
     now, extra = was.copy(), {}
     parts = _parts(settings, state, known)
@@ -64,33 +63,29 @@ def _regroup_level(
         now, known, extra = _split(settings, state, known, parts, done)
     else:
         for member in parts:
-            now[member] = cluster.find(settings, _evidence(known, member, was), done)
-    found = [cluster.describe(_evidence(known, member, now), now[member]) for member in parts]
+            evidence = cluster.Evidence(known.signal[member], known.seen[member], was[member])
+            now[member] = cluster.find(settings, evidence, done)
     row, source = _moves(settings, state, known, was, now)
-    facts = {**cluster.merge(found), "moved": int(np.sum(row != known.within * settings.groups + was)), **extra}
+    moved = (row != known.within * settings.groups + was) & (known.seen > 0)
+    facts = {"moved": int(np.sum(moved)), **extra}
     share = jax.nn.one_hot(row - known.within * settings.groups, settings.groups)
     learned = state.learned._replace(share=share, tree=jax.tree.map(jnp.asarray, known.tree))
     group = learned_of.members(learned, soft=False).group
     return operations.regroup(state, jnp.asarray(source), group)._replace(learned=learned), facts
 
 
-def _parts(settings: ByUpdates, state: LevelState, known: Learned) -> list[np.ndarray]:
+def _parts(settings: ByUpdates, state: LevelState, known: OnHost) -> list[np.ndarray]:
     """Units of each parent group that have reported."""
     parents = state.mass.shape[0] // settings.groups
     return [np.flatnonzero((known.within == parent) & (known.seen > 0)) for parent in range(parents)]
 
 
-def _evidence(known: Learned, member: np.ndarray, group: np.ndarray) -> cluster.Evidence:
-    return cluster.Evidence(known.signal[member], known.seen[member], group[member])
-
-
 def _split(
-    settings: CFL, state: LevelState, known: Learned, parts: list[np.ndarray], done: int
-) -> tuple[np.ndarray, Learned, dict[str, Any]]:
+    settings: CFL, state: LevelState, known: OnHost, parts: list[np.ndarray], done: int
+) -> tuple[np.ndarray, OnHost, dict[str, Any]]:
     """Judges every group, and divides those whose members disagree."""
-    rule = cfl.SplitRule(
-        settings.eps1, settings.eps2, settings.gamma_max, settings.min_size, settings.linkage, settings.warmup - 1
-    )
+    test = settings.eps1, settings.eps2, settings.gamma_max, settings.min_size, settings.linkage
+    rule = cfl.SplitRule(*test, min_round=settings.warmup - 1)
     rule = rule.scaled(float(known.peak)) if settings.relative else rule
     models = {name: np.asarray(row) for name, row in state.rows.items()}
     row = known.within * settings.groups + np.argmax(known.share, axis=1)
@@ -115,7 +110,7 @@ def _split(
 
 
 def _moves(
-    settings: ByUpdates, state: LevelState, known: Learned, was: np.ndarray, now: np.ndarray
+    settings: ByUpdates, state: LevelState, known: OnHost, was: np.ndarray, now: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every unit's row from now on, and the shares of the old rows in each new one.
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_vp.federated import assignment, levels, operations, participation, pooling, server, stretches
+from fedjax_vp.federated import assignment, operations, participation, pooling, server, stretches
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated.batches import num_steps
-from fedjax_vp.federated.federation import Arrays, Federation, client_windows
+from fedjax_vp.federated.federation import Arrays, client_windows
 from fedjax_vp.federated.levels import Layout, LevelState
 from fedjax_vp.federated.local import Client, ClientResult, Task, local_update, optimizer, slots, weigh
 from fedjax_vp.federated.pooling import Totals, Unit
@@ -108,10 +108,12 @@ def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, 
         clients = Client(cohort.client, cohort.reports, keys, private)
         clock = (state.round, numbers.num_rounds)
         lr = numbers.local_lr * server.factor(sim.method.local.schedule, *clock)
-        dealt, moved = assignment.assign(sim, state.levels, arrays, clients, state.round)
+        dealt, moved = assignment.assign(sim, state.levels, arrays, clients, state.round, _key(state.seed))
         totals, private, loss, finite, seen = train(clients, dealt, arrays, lr)
         reported = cohort.reports & finite
-        rows = pooling.pool(sim.layout, dealt, totals, _population(sim, arrays, params), numbers.pooling, clock)
+        rows = pooling.pool(
+            sim.layout, dealt, totals, _population(sim, arrays, params), numbers.pooling, clock
+        )
         rows = learned_of.observe_updates(sim.layout, dealt, rows, seen)
         rows = _absorb(sim.layout, rows, state.round)
         # Padded places and drop-outs write nowhere.
@@ -158,7 +160,9 @@ def _deal(sim: Simulator, cohort: participation.Cohort, arrays: Arrays) -> parti
     return participation.Cohort(*(x[place] for x in cohort))
 
 
-def _sharded(sim: Simulator, params: pooling.Shapes) -> Callable[..., tuple[Totals, Any, Array, Array, learned_of.Seen]]:
+def _sharded(
+    sim: Simulator, params: pooling.Shapes
+) -> Callable[..., tuple[Totals, Any, Array, Array, learned_of.Seen]]:
     """Trains a dealt cohort on all devices; sums come back whole, the clients' own outputs sharded."""
     task, layout = sim.task, sim.layout
 

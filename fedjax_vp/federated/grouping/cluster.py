@@ -53,7 +53,7 @@ def find(settings: ByUpdates, evidence: Evidence, seed: int) -> np.ndarray:
         if labels.max() >= count:  # more groups than rows: the nearest are merged
             labels = hierarchical.fit(update, *form, None, count)
     else:
-        raise TypeError(f"{settings.kind} does not start afresh")
+        raise TypeError(f"{type(settings).__name__} does not start afresh")
     return _renamed(labels, evidence.group, count)
 
 
