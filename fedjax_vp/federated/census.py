@@ -19,7 +19,7 @@ from fedjax_vp.federated import assignment, levels, participation
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated import round as rounds_of
 from fedjax_vp.federated.grouping import cluster, scores
-from fedjax_vp.federated.grouping.settings import IFCA, ByUpdates
+from fedjax_vp.federated.grouping.settings import IFCA, ByUpdates, FromData, Known
 from fedjax_vp.federated.learned import OnHost
 from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.placement import first_clients
@@ -32,7 +32,7 @@ _MOST_REPEATS, _REPEAT_S = 3, 1.0  # of what is timed
 
 
 def take(sim: Simulator, states: tuple[LevelState, ...]) -> list[dict[str, Any]]:
-    """Describes every level whose groups are learned.
+    """Describes every level whose groups are learned, or were found in the data before training.
 
     Args:
         sim: static parts, with the labels.
@@ -40,22 +40,27 @@ def take(sim: Simulator, states: tuple[LevelState, ...]) -> list[dict[str, Any]]
 
     Returns:
         By level: its name (`level`); `groups`, the rows used by units that have taken part (the row used
-        most, where a unit uses several); their `sizes` in units, largest first; `within`, `between` and
-        `silhouette` of the similarity of updates, where groups follow from updates; `ari` and `nmi` over
-        training sessions, where the true groups are known. What is not known is None.
+        most, where a unit uses several); their `sizes` in units, largest first (in training sessions, where
+        groups were found in the data); `within`, `between` and `silhouette` of the similarity of updates,
+        where groups follow from updates; `ari` and `nmi` over training sessions, where the true groups are
+        known. What is not known is None.
     """
     train = np.asarray(sim.federation.arrays.train.count) > 0
     found = []
-    for level, state in zip(sim.layout.levels, states, strict=True):
-        if learned_of.settings_of(level) is None:
+    for level, state, grouping in zip(sim.layout.levels, states, sim.groupings, strict=True):
+        if isinstance(level.grouping, Known):
             continue
-        known: OnHost = jax.device_get(state.learned._replace(tree=None))
-        heard = known.seen > 0
-        group = np.asarray(learned_of.row_of(known))
-        sizes = scores.sizes(group[heard]).tolist()
-        facts = {"level": level.name, "groups": len(sizes), "sizes": sizes}
-        facts |= _similarity(known) if isinstance(level.grouping, ByUpdates) else dict.fromkeys(_ALIKE)
-        of_session = np.where(train & (known.unit >= 0) & heard[known.unit], group[known.unit], -1)
+        alike: dict[str, Any] = dict.fromkeys(_ALIKE)
+        if isinstance(level.grouping, FromData):
+            of_session = np.where(train, grouping.code, -1)
+            sizes = scores.sizes(of_session).tolist()
+        else:
+            known: OnHost = jax.device_get(state.learned._replace(tree=None))
+            heard, group = known.seen > 0, np.asarray(learned_of.row_of(known))
+            of_session = np.where(train & (known.unit >= 0) & heard[known.unit], group[known.unit], -1)
+            sizes = scores.sizes(group[heard]).tolist()
+            alike = _similarity(known) if isinstance(level.grouping, ByUpdates) else alike
+        facts = {"level": level.name, "groups": len(sizes), "sizes": sizes, **alike}
         found.append(facts | _agreement(of_session, truth(sim.federation.labels, level)))
     return found
 
@@ -122,8 +127,8 @@ def history(
                 entry = found.setdefault((level.name, done), {"level": level.name, "round": done})
                 entry["moved"] = counts[index]
     for entry in found.values():
-        entry["churn"] = entry.pop("moved", 0) / units[entry["level"]]
-    order = list(units)
+        entry["churn"] = entry.pop("moved", 0) / units.get(entry["level"], 1)
+    order = [level.name for level in sim.layout.levels]
     return sorted(found.values(), key=lambda one: (order.index(one["level"]), one["round"]))
 
 
