@@ -174,16 +174,19 @@ def judge(task: Task, states: tuple[LevelState, ...], index: int, chosen: Chosen
     groups = learned.share.shape[1]
 
     def base(leaf: str) -> Array:
-        depth = index if layout.coarsest(leaf) <= index else None
+        depth = index if layout.coarsest(leaf) < index else None
         return levels.compose(states, chosen.session[None], leaf, depth)[0]
 
-    theta = {n: base(n) for n in sorted({n for names in layout.owned for n in names})}
+    # A leaf that this level is the first to own is its row as it is: nothing is added up for each candidate.
+    rest = {n for names in layout.owned for n in names if layout.coarsest(n) != index}
+    theta = {n: base(n) for n in sorted(rest)}
     inputs, target = chosen.windows
     loss_fn = task.local.loss.build()
 
     def one(group: Int[Array, ""]) -> Array:
         row = learned.within[unit] * groups + group
-        model = {n: p + state.rows[n][row] if n in state.rows else p for n, p in theta.items()}
+        own = {n: rows[row] for n, rows in state.rows.items()}
+        model = own | {n: p + own[n] if n in own else p for n, p in theta.items()}
         return jnp.mean(loss_fn(task.predictor.apply(model, inputs), target), axis=1)
 
     loss = jax.lax.map(one, jnp.arange(groups))  # [group, window]
