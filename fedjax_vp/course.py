@@ -14,6 +14,7 @@ import numpy as np
 
 from fedjax_vp.batching import Chunk
 from fedjax_vp.checkpoint import Checkpoints
+from fedjax_vp.cost import Cost, by_depth
 from fedjax_vp.data.splits import Split
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.errors import UserError
@@ -41,6 +42,7 @@ class Problem(NamedTuple):
     evaluate: Evaluate
     traces: TraceSet
     split: Split
+    baselines: dict[str, Evaluation] | None = None  # of all problems on the same windows; the first fills it
 
 
 class Outcome(NamedTuple):
@@ -53,6 +55,7 @@ class Outcome(NamedTuple):
     timings: dict[str, float]  # s
     counters: dict[str, Any]
     examples: dict[str, np.ndarray]  # some test windows for the world map
+    cost: Cost | None = None  # by depth
 
 
 class Point(NamedTuple):
@@ -84,13 +87,19 @@ class Common:
 
     @cached_property
     def baselines(self) -> dict[str, Evaluation]:
-        """Errors of the baselines on all test windows."""
-        found, federation = {}, self.problem.federation
-        for name, settings in BASELINES.items():
+        """Errors of the baselines on all test windows, unless another method's problem brought them."""
+        found = {} if self.problem.baselines is None else self.problem.baselines
+        federation = self.problem.federation
+        for name, settings in BASELINES.items() if not found else ():
             forecaster = baseline(settings.build(federation.shape))
             errors = make_errors(forecaster, federation.shape, self.sim.mesh, self.problem.evaluate)
             found[name] = evaluate(errors, (), self.sim, self.arrays.test)
         return found
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Bytes and time by depth."""
+        return by_depth(self.sim)
 
     def stop(self, done: int) -> int:
         """The next round after `done` at which Python has something to do."""
@@ -221,7 +230,9 @@ class Course:
         shown = examples(own(common.sim), forecaster_state, common.sim)
         self.spend("evaluate_s", time.perf_counter() - begun)
         timings = dict(self.log["timings"])
-        return Outcome(self.state, self.history(), found, baselines, timings, self.counters(), shown)
+        return Outcome(
+            self.state, self.history(), found, baselines, timings, self.counters(), shown, common.cost
+        )
 
     def counters(self) -> dict[str, Any]:
         """Sizes and counts of the whole run."""

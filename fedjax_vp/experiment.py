@@ -13,6 +13,7 @@ from fedjax_vp.config import Config, load_config
 from fedjax_vp.data import splits, synthetic
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.errors import UserError
+from fedjax_vp.evaluate import Evaluation
 from fedjax_vp.federated import federation
 from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.models import BASELINES, MODELS, WindowShape
@@ -70,14 +71,18 @@ def run(
     elif folder is not None and not isinstance(config.dataset, _GENERATED):
         results.require_same_traces(folder, traces)
     outcomes: dict[str, simulate.Outcome] = {}
+    baselines: dict[str, Evaluation] = {}
     with Progress(config.rounds, evaluate.horizons_s, enabled=progress) as bar:
         for name, one in {**compared, config.algorithm: config}.items():
             if needless(one, split):
                 phases = " or ".join(_adapted_on(one))
                 bar.note(f"{name} adapts to nothing: no tested session has {phases} windows")
+            if note := unmixed(one, split):
+                bar.note(f"{name} {note}")
             place = folder if folder is None or one is config else results.beside(folder, name)
+            one_problem = problem(one, traces, split, evaluate)._replace(baselines=baselines)
             outcomes[name] = simulate.simulate(
-                problem(one, traces, split, evaluate), one.rounds, one.seed, place, resume, bar.reporter(name)
+                one_problem, one.rounds, one.seed, place, resume, bar.reporter(name)
             )
     own = outcomes[config.algorithm]
     evaluations = {name: outcome.evaluation for name, outcome in outcomes.items()}
@@ -87,10 +92,13 @@ def run(
     if folder is not None:
         table = summarizing.clients_table(traces, scores[config.algorithm], evaluate.horizons_s)
         results.write_table(folder / "clients.parquet", table)
+        results.write_table(folder / "users.parquet", summarizing.users_table(scores))
         results.write_table(folder / "history.parquet", history)
+        for name in outcomes.keys() - {config.algorithm}:
+            table = summarizing.history_table(outcomes[name].history, evaluate.horizons_s)
+            results.write_table(results.beside(folder, name) / "history.parquet", table)
         results.write_arrays(folder / "examples.npz", own.examples)
-        if compared:
-            results.write_table(folder / "compare.parquet", summarizing.compare_table(outcomes, scores))
+        results.write_table(folder / "compare.parquet", summarizing.compare_table(outcomes, scores))
         results.write_json(folder / results.SUMMARY, summary)
     return RunResult(summary, history, own.state, folder)
 
@@ -176,6 +184,16 @@ def needless(config: Config, split: splits.Split) -> bool:
     tested = split.test.any(axis=1)
     return config.adapt.steps > 0 and not any(
         getattr(split, phase)[tested].any() for phase in _adapted_on(config)
+    )
+
+
+def unmixed(config: Config, split: splits.Split) -> str:
+    """Says so, if the config mixes levels and there is nothing to learn the weights on; else nothing."""
+    if config.mixing.kind == "none" or len(config.levels) == 1 or split.windows("valid").any():
+        return ""
+    return (
+        "mixes nothing: no validation window to learn the weights on, so all levels predict together at "
+        "every horizon; raise protocol.valid_share, or set mixing.kind to none"
     )
 
 

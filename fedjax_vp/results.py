@@ -5,10 +5,12 @@
     summary.json     the config's own method; written last, so that its presence means "finished"
     history.parquet  long form: round, horizon_s, error_deg, loss, bytes_up, bytes_down
     clients.parquet  session, user, video, windows, error_deg_<horizon>
-    compare.parquet  long form: method, horizon_s, mean, median, p95, bytes_up, bytes_down, hurt_share
+    users.parquet    method, user, sessions, windows, error_deg_<horizon>; baselines included
+    compare.parquet  long form: method, horizon_s, mean, median, p95, bytes_up, bytes_down, hurt_share,
+                     by_client, by_user, worst_decile, precision, recall, f1, iou
     groups.parquet   learned groups by level and round, where there are any
     examples.npz     some windows with their predictions
-    checkpoints/, beside/, figures/
+    checkpoints/, figures/, beside/<method>/ with a history.parquet of its own
 
 Every file is written beside its place and renamed into it: a killed run leaves no half-written one. JSON has
 sorted keys, rounded numbers, no paths, and times only under keys that end in ``_s``.

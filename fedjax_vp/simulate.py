@@ -100,10 +100,10 @@ def simulate_many(
                     closing.callback(courses[index].checkpoints.close)
                 _run_batch(common, courses, resume, reporter, stop)
                 for index, course in courses.items():
-                    tell = _about(index, reporter)
+                    tell = _about(index, course, reporter, stop)
                     finish(index, course.failed or course.outcome(tell))
-            if stop.is_set() and begin + width < len(points):
-                raise Interrupted(0, points[begin + width].run_dir)
+            if stop.is_set():
+                raise Interrupted(common.rounds, points[begin].run_dir)
 
 
 def _run_batch(
@@ -135,8 +135,17 @@ def _run_batch(
             raise Interrupted(last.done, last.point.run_dir)
 
 
-def _about(index: int, reporter: Callable[[int, dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    return lambda facts: reporter(index, facts)
+def _about(
+    index: int, course: Course, reporter: Callable[[int, dict[str, Any]], None], stop: threading.Event
+) -> Callable[[dict[str, Any]], None]:
+    """Tells of a course that is measured; its rounds are saved, so that it may stop at any time."""
+
+    def tell(facts: dict[str, Any]) -> None:
+        reporter(index, facts)
+        if stop.is_set():
+            raise Interrupted(course.done, course.point.run_dir)
+
+    return tell
 
 
 @contextmanager

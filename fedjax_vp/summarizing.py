@@ -13,8 +13,14 @@ from fedjax_vp.config import Config
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.evaluate import Evaluation
 from fedjax_vp.federated.settings import Evaluate
+from fedjax_vp.geometry import TILE_SCORES
 from fedjax_vp.simulate import Outcome
 
+_COMPARED = (
+    *("method", "horizon_s", "mean", "median", "p95", "bytes_up", "bytes_down", "hurt_share"),
+    *("by_client", "by_user", "worst_decile", *TILE_SCORES),
+)
+_TYPES = {"method": pl.String, "bytes_up": pl.Int64, "bytes_down": pl.Int64}
 TIMES = ("compile_s", "wall_s", "evaluate_s", "clustering_s")
 
 
@@ -28,7 +34,9 @@ class Scores:
     """
 
     def __init__(self, traces: TraceSet, evaluate: Evaluate, evaluations: Mapping[str, Evaluation]) -> None:
+        self.traces = traces
         self.horizons_s = tuple(evaluate.horizons_s)
+        self.tile_horizons_s = tuple(evaluate.tile_horizons_s)
         self._of = {
             method: metrics.summarize(one, self.horizons_s, evaluate.tile_horizons_s, traces.user)
             for method, one in evaluations.items()
@@ -41,6 +49,20 @@ class Scores:
     def methods(self) -> tuple[str, ...]:
         """Names of the methods, in the order given."""
         return tuple(self._of)
+
+    def at(self, method: str, horizon_s: float) -> dict[str, float]:
+        """Errors and tile scores of a method at one horizon, as far as they were measured there."""
+        own = self._of[method]
+        found: dict[str, float] = {}
+        if horizon_s in self.horizons_s:
+            column = self.horizons_s.index(horizon_s)
+            means = {"by_client": own["by_client"], "by_user": own["by_user"]}
+            errors = {**own["error_deg"], **means, "worst_decile": own["worst_decile_deg"]}
+            found |= {name: values[column] for name, values in errors.items()}
+        if horizon_s in self.tile_horizons_s:
+            column = self.tile_horizons_s.index(horizon_s)
+            found |= {name: values[column] for name, values in own["tiles"].items()}
+        return found
 
     def hurt(self, method: str) -> dict[str, Any] | None:
         """Share of users whom the method serves worse than FedAvg; None where FedAvg did not run beside."""
@@ -79,24 +101,49 @@ def summary(config: Config, traces: TraceSet, outcome: Outcome, scores: Scores) 
         "hurt": hurt,
         "ari": counters.pop("ari", {}),
         **counters,
+        **_costs(outcome),
         **{key: float(outcome.timings.get(key, 0.0)) for key in TIMES},
     }
+
+
+def _costs(outcome: Outcome) -> dict[str, Any]:
+    """Sizes and times by depth, apart: only times may differ between equal runs."""
+    if outcome.cost is None:
+        return {}
+    sizes = outcome.cost._asdict()
+    return {"latency_s": sizes.pop("latency_s"), "depths": sizes}
 
 
 def clients_table(traces: TraceSet, scored: Mapping[str, Any], horizons_s: Sequence[float]) -> pl.DataFrame:
     """One row a test session: session, user, video, windows, and the mean error at each horizon."""
     rows = scored["sessions"]
     session = np.asarray(rows["session"])
-    error = np.asarray(rows["error_deg"], np.float64).reshape(len(session), len(horizons_s))
     return pl.DataFrame(
         {
             "session": session,
             "user": [traces.user_ids[user] for user in traces.user[session]],
             "video": [traces.video_ids[video] for video in traces.video[session]],
             "windows": np.asarray(rows["windows"]),
-            **{f"error_deg_{float(h)}": error[:, column] for column, h in enumerate(horizons_s)},
+            **_error_columns(rows, horizons_s),
         }
     )
+
+
+def users_table(scores: Scores) -> pl.DataFrame:
+    """One row a method (baselines included) and user: sessions, windows, the mean error at each horizon."""
+    tables = []
+    for method in scores.methods:
+        rows = scores[method]["users"]
+        users = [scores.traces.user_ids[user] for user in rows["user"]]
+        counts = {"sessions": np.asarray(rows["sessions"]), "windows": np.asarray(rows["windows"])}
+        columns = _error_columns(rows, scores.horizons_s)
+        tables.append(pl.DataFrame({"method": [method] * len(users), "user": users, **counts, **columns}))
+    return pl.concat(tables)
+
+
+def _error_columns(rows: Mapping[str, Any], horizons_s: Sequence[float]) -> dict[str, np.ndarray]:
+    error = np.asarray(rows["error_deg"], np.float64).reshape(-1, len(horizons_s))
+    return {f"error_deg_{float(h)}": error[:, column] for column, h in enumerate(horizons_s)}
 
 
 def history_table(history: Sequence[Mapping[str, Any]], horizons_s: Sequence[float]) -> pl.DataFrame:
@@ -118,21 +165,16 @@ def history_table(history: Sequence[Mapping[str, Any]], horizons_s: Sequence[flo
 
 
 def compare_table(outcomes: Mapping[str, Outcome], scores: Scores) -> pl.DataFrame:
-    """Long form over methods, the own one and the baselines included, and horizons."""
+    """Long form over methods, the own one and the baselines included, and horizons.
+
+    Horizons are those of errors and of tiles together; what is not measured at one of them is null.
+    """
     rows = []
     for method in scores.methods:
         counters = outcomes[method].counters if method in outcomes else {}
-        hurt = scores.hurt(method)
-        error = scores[method]["error_deg"]
-        for column, horizon_s in enumerate(scores.horizons_s):
-            rows.append(
-                {
-                    "method": method,
-                    "horizon_s": float(horizon_s),
-                    **{name: float(error[name][column]) for name in ("mean", "median", "p95")},
-                    "bytes_up": int(counters.get("bytes_up", 0)),
-                    "bytes_down": int(counters.get("bytes_down", 0)),
-                    "hurt_share": hurt["share"] if hurt and method in outcomes else None,
-                }
-            )
-    return pl.DataFrame(rows, schema_overrides={"hurt_share": pl.Float64})
+        hurt = scores.hurt(method) if method in outcomes else None
+        same = {name: int(counters.get(name, 0)) for name in ("bytes_up", "bytes_down")}
+        same |= {"method": method, "hurt_share": hurt["share"] if hurt else None}
+        for horizon_s in sorted({*scores.horizons_s, *scores.tile_horizons_s}):
+            rows.append({**same, "horizon_s": float(horizon_s), **scores.at(method, horizon_s)})
+    return pl.DataFrame(rows, schema={name: _TYPES.get(name, pl.Float64) for name in _COMPARED})

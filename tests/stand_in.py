@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_vp.cost import Cost
 from fedjax_vp.evaluate import Evaluation
 from fedjax_vp.simulate import Outcome, Problem
 
@@ -86,4 +87,11 @@ def simulate(
             "session": session[:6].astype(np.int32),
             "now_s": (now[:6] / 5).astype(np.float32),
         },
+        cost=cost([level.name for level in problem.method.levels]),
     )
+
+
+def cost(levels: list[str]) -> Cost:
+    """The same number of everything, one more a level."""
+    numbers = list(range(1, len(levels) + 1))
+    return Cost(levels, numbers, numbers, numbers, numbers, [0.001 * n for n in numbers])

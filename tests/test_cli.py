@@ -227,3 +227,31 @@ def test_what_the_user_set_for_jax_stays(tmp_path: Path, monkeypatch: pytest.Mon
     environment.prepare_jax()
     assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=3"
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["fedjax_vp.experiment.load_traces", "fedjax_vp.report.figures.render"])
+def test_ctrl_c_at_any_time_is_one_line(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first round, and while figures are drawn; between them the engine answers."""
+
+    def interrupt(*words: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulate, "simulate", stand_in.simulate)
+    table = stand_in.write_traces(tmp_path / "traces.csv")
+    (tmp_path / "c.yaml").write_text(f"dataset: {{kind: table, path: {table}}}\nrounds: 2\n")
+    folder = str(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(where, interrupt)
+        with pytest.raises(SystemExit) as stopped:
+            cli.cli.main(["run", str(tmp_path / "c.yaml"), "--out", folder, "--quiet"])
+    assert stopped.value.code == 130
+    said = capsys.readouterr().err
+    assert said.startswith(f"interrupted: continue with `fedjax-vp run --resume {folder}`")
+    assert len(said.splitlines()) == 1
+    with pytest.raises(SystemExit) as done:
+        cli.cli.main(["run", "--resume", folder, "--quiet"])
+    assert done.value.code == 0
+    assert (tmp_path / "run" / "figures" / "users.png").is_file()
+    assert "Cost of fedavg by depth" in capsys.readouterr().out

@@ -141,3 +141,13 @@ def test_nobody_is_hurt_where_fedavg_did_not_run(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(simulate, "simulate", stand_in.simulate)
     result = fvp.run(load_config(SMALL, algorithm="per_video"), progress=False)
     assert result.summary["hurt_share"] is None
+
+
+@pytest.mark.parametrize(("share", "noted"), [(0.0, True), (0.125, False)])
+def test_levels_that_cannot_be_mixed_are_noticed(
+    share: float, noted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(simulate, "simulate", stand_in.simulate)
+    fvp.run(load_config(SMALL, algorithm="global_video", **{"protocol.valid_share": share}))
+    note = " ".join(capsys.readouterr().err.split())
+    assert note.count("note: global_video mixes nothing: no validation window") == noted

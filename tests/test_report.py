@@ -446,3 +446,50 @@ def test_report_command(full_run: Path, figures: list[Path]):
     assert result.exit_code == 0, result.output
     assert "local_only" in result.output
     assert "world_map" in result.output
+
+
+def test_every_method_is_drawn_over_rounds_and_over_users(tmp_path: Path):
+    path = write_run(tmp_path / "run", "own", 0.9)
+    write_extras(path)
+    bare = report.read(path)
+    assert list(bare.errors_over_rounds()) == list(bare.errors_over_users()) == ["own"]
+    (path / "beside" / "fedavg").mkdir(parents=True)
+    bare.history.write_parquet(path / "beside" / "fedavg" / "history.parquet")
+    columns = {f"error_deg_{h}": [1.0, 2.0] for h in HORIZONS_S}
+    tables_of = [
+        pl.DataFrame({"method": [method] * 2, "user": ["u0", "u1"], "windows": [3, 4], **columns})
+        for method in ("no_motion", "velocity", "fedavg", "own")
+    ]
+    pl.concat(tables_of).write_parquet(path / "users.parquet")
+    run = report.read(path)
+    assert list(run.errors_over_rounds()) == ["own", "fedavg"]
+    users = run.errors_over_users()
+    assert list(users) == ["own", "fedavg", "no motion", "velocity"]
+    np.testing.assert_array_equal(users["no motion"], [[1.0] * 3, [2.0] * 3])
+    assert users["own"].shape == (NUM_USERS, 3)
+
+
+def test_tail_and_cost_tables(tmp_path: Path):
+    path = write_run(tmp_path / "run", "own", 0.9)
+    assert [table.title[:4] for table in report.of_run(report.read(path))] == ["Mean"]
+    row = {"method": "own", "by_client": 20.0, "by_user": 21.0, "worst_decile": 40.0, "mean": 1.0}
+    rows = [
+        {**row, "method": method, "horizon_s": h, "f1": f1, "iou": f1}
+        for method in ("no_motion", "fedavg", "own")
+        for h, f1 in ((1.0, 0.5), (5.0, None))
+    ]
+    pl.DataFrame(rows).write_parquet(path / "compare.parquet")
+    summary = json.loads((path / "summary.json").read_text())
+    sizes = {name: [1_000, 2_000] for name in ("server_bytes", "headset_bytes", "sent_bytes")}
+    depths = {"level": ["global", "video"], "groups": [1, 7], **sizes}
+    more = {"depths": depths, "latency_s": [0.001, 0.0025], "clustering_s": 4.0}
+    (path / "summary.json").write_text(json.dumps(summary | more))
+    tail, cost = report.of_run(report.read(path))[1:]
+    assert tail.columns == ("method", "by client", "by user", "worst tenth", "F1 / IoU 1 s")
+    assert [one[0] for one in tail.rows] == ["own", "fedavg", "no motion"]
+    assert tail.rows[0][1:] == ("20.00", "21.00", "40.00", "0.500 / 0.500")
+    assert cost.rows == (
+        ("global", "1", "1 kB", "1 kB", "1 kB", "1.000"),
+        ("+ video", "7", "2 kB", "2 kB", "2 kB", "2.500"),
+    )
+    assert "sends 100 kB up and 150 kB down and spends 0.200 s on clustering" in cost.notes[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def test_tables_have_their_columns(config: Config, tmp_path: Path) -> None:
     compare = pl.read_parquet(tmp_path / "run" / "compare.parquet")
     assert compare.columns == [
         *("method", "horizon_s", "mean", "median", "p95", "bytes_up", "bytes_down", "hurt_share"),
+        *("by_client", "by_user", "worst_decile", "precision", "recall", "f1", "iou"),
     ]
     assert set(compare["method"]) == {"no_motion", "velocity", "fedavg", "global_video"}
     own = compare.filter(pl.col("method") == "global_video")["mean"].to_numpy()
@@ -278,3 +280,45 @@ def test_the_fingerprint_follows_traces_that_are_not_stored() -> None:
     ]
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3
+
+
+def test_every_method_and_baseline_is_in_the_tables(config: Config, tmp_path: Path) -> None:
+    result = run(config, tmp_path / "run")
+    everybody = {"no_motion", "velocity", "fedavg", "global_video"}
+    users = pl.read_parquet(tmp_path / "run" / "users.parquet")
+    assert users.columns[:5] == ["method", "user", "sessions", "windows", "error_deg_0.2"]
+    assert set(zip(users["method"], users["user"], strict=True)) == {
+        (m, u) for m in everybody for u in ("u1", "u3")
+    }
+    own = users.filter(pl.col("method") == "global_video")
+    np.testing.assert_allclose(own["error_deg_1.0"].mean(), result.summary["by_user"][2])
+    beside = pl.read_parquet(tmp_path / "run" / "beside" / "fedavg" / "history.parquet")
+    assert beside.columns == result.history.columns
+    compare = pl.read_parquet(tmp_path / "run" / "compare.parquet")
+    assert set(compare["method"]) == everybody
+    for row in compare.filter(pl.col("method") == "global_video").to_dicts():
+        column = result.summary["horizons_s"].index(row["horizon_s"])
+        assert row["worst_decile"] == pytest.approx(result.summary["worst_decile_deg"][column])
+        assert row["by_client"] == pytest.approx(result.summary["by_client"][column])
+        if row["horizon_s"] in (1.0, 2.0, 4.0):
+            tile = result.summary["tile_horizons_s"].index(row["horizon_s"])
+            assert row["iou"] == pytest.approx(result.summary["tiles"]["iou"][tile])
+        else:
+            assert row["iou"] is None
+
+
+def test_tiles_at_a_horizon_without_errors_have_a_row(config: Config, tmp_path: Path) -> None:
+    evaluate = replace(config.evaluate, horizons_s=(0.2, 2.0))
+    run(config.model_copy(update={"evaluate": evaluate}), tmp_path / "run")
+    compare = pl.read_parquet(tmp_path / "run" / "compare.parquet")
+    own = compare.filter(pl.col("method") == "fedavg")
+    assert own["horizon_s"].to_list() == [0.2, 1.0, 2.0, 4.0]
+    assert [value is None for value in own["mean"]] == [False, True, False, True]
+    assert [value is None for value in own["f1"]] == [True, False, False, False]
+
+
+def test_costs_are_sizes_and_times_apart(config: Config, tmp_path: Path) -> None:
+    summary = run(config, tmp_path / "run").summary
+    assert summary["depths"]["level"] == ["global", "video"]
+    assert not any(key.endswith("_s") for key in summary["depths"])
+    assert summary["latency_s"] == [0.001, 0.002]

@@ -206,3 +206,26 @@ def test_a_seed_beyond_31_bits() -> None:
     common = Common(problem(), 1)
     run, other = (Course(common, Point(seed, METHOD)) for seed in (2**32 - 1, 2**31))
     assert (run.state.levels[0].rows["body"] != other.state.levels[0].rows["body"]).all()
+
+
+def test_baselines_are_measured_once_for_all_methods_on_the_same_windows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known: dict[str, Any] = {}
+    first = Common(problem()._replace(baselines=known), ROUNDS).baselines
+    assert set(first) == {"no_motion", "velocity"}
+    monkeypatch.setattr("fedjax_vp.course.evaluate", None)
+    assert Common(problem()._replace(baselines=known), ROUNDS).baselines is first
+
+
+def test_ctrl_c_while_windows_are_measured_loses_nothing(whole: Outcome, tmp_path: Path) -> None:
+    def interrupt(facts: dict[str, Any]) -> None:
+        if "stage" in facts:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted) as stopped:
+        simulate(problem(), ROUNDS, 3, tmp_path, reporter=interrupt)
+    assert (stopped.value.round, stopped.value.path) == (ROUNDS, tmp_path)
+    told: list[dict[str, Any]] = []
+    same(simulate(problem(), ROUNDS, 3, tmp_path, resume=True, reporter=told.append), whole)
+    assert all("stage" in facts for facts in told)  # no round was run again

@@ -136,8 +136,9 @@ def _run_once(config: Config, folder: Path) -> None:
     click.echo(f"{folder}: {'finished before' if results.is_finished(folder) else 'running'}")
     try:
         experiment.run(config, folder, resume=True)
-    except simulate.Interrupted as stop:
-        click.echo(f"interrupted: the same command continues ({stop})", err=True)
+    except (simulate.Interrupted, KeyboardInterrupt) as stop:
+        done = str(stop) or "what was saved is kept"
+        click.echo(f"interrupted: the same command continues ({done})", err=True)
         sys.exit(130)
 
 

@@ -49,18 +49,27 @@ def fresh_folder(name: str) -> Path:
 
 
 def execute(config: Config, folder: Path, resume: bool, quiet: bool) -> None:
-    """Runs a config into a folder and prints its table; exits with 130 when interrupted."""
+    """Runs a config into a folder and prints its tables; exits with 130 when interrupted."""
     prepare_devices(config.engine.devices)
     try:
         result = experiment.run(config, folder, resume=resume, progress=not quiet)
-    except simulate.Interrupted as stop:
-        click.echo(f"interrupted: continue with `fedjax-vp run --resume {folder}` ({stop})", err=True)
+        if result.state is not None or not (folder / "figures").is_dir():
+            figures.render(folder)
+    except (simulate.Interrupted, KeyboardInterrupt) as stop:
+        click.echo(_interrupted(folder, stop), err=True)
         sys.exit(130)
-    if result.state is not None or not (folder / "figures").is_dir():
-        figures.render(folder)
-    tables.show(tables.run_table(report_folder.read(folder)))
+    run = report_folder.read(folder)
+    for table in tables.of_run(run):
+        tables.show(table)
     times = result.summary
     click.echo(
         f"{times['wall_s']:.1f} s of rounds, {times['compile_s']:.1f} s of compilation, "
         f"{times['evaluate_s']:.1f} s of evaluation; run folder: {folder}"
     )
+
+
+def _interrupted(folder: Path, stop: BaseException) -> str:
+    if results.kept_config(folder) is None:
+        return "interrupted before anything was computed: give the same command again"
+    done = "all rounds are done" if results.is_finished(folder) else str(stop) or "what was saved is kept"
+    return f"interrupted: continue with `fedjax-vp run --resume {folder}` ({done})"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from fedjax_vp.report.figures import render, render_comparison
 from fedjax_vp.report.folder import RunFolder, read
-from fedjax_vp.report.tables import Table, run_table, show, write
+from fedjax_vp.report.tables import Table, cost_table, of_run, run_table, show, tail_table, write
 
 __all__ = [
     "RunFolder",
     "Table",
+    "cost_table",
+    "of_run",
     "read",
     "render",
     "render_comparison",
     "run_table",
     "show",
+    "tail_table",
     "write",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedjax_vp.report import lines, style
-from fedjax_vp.report.folder import RunFolder, read
+from fedjax_vp.report.folder import BASELINES, RunFolder, read
 from fedjax_vp.report.world import world_map
 
 
@@ -33,8 +34,8 @@ def render(run_dir: Path) -> list[Path]:
         Path(run_dir) / "figures",
         {
             "error_over_horizon": lines.over_horizon(run.horizons_s, errors),
-            "error_over_training": lines.over_training({run.label: run.history}),
-            "users": lines.over_users(run.horizons_s, {run.label: run.errors_by_user()[1]}),
+            "error_over_training": lines.over_training(run.errors_over_rounds()),
+            "users": lines.over_users(run.horizons_s, run.errors_over_users()),
             "world_map": world_map(run.examples, max(run.horizons_s)),
         },
     )
@@ -63,17 +64,32 @@ def render_comparison(
         {
             "error_over_horizon": lines.over_horizon(horizons_s, error_deg, half_deg),
             "error_over_training": lines.over_training({name: run.history for name, run in runs.items()}),
-            "users": lines.over_users(
-                horizons_s, {name: run.errors_by_user()[1] for name, run in runs.items()}
-            ),
+            "users": lines.over_users(horizons_s, _users(runs)),
         },
     )
 
 
+def _users(runs: Mapping[str, RunFolder]) -> dict[str, np.ndarray]:
+    """Every method's errors by user, then the baselines' from the first run."""
+    own = {name: run.errors_by_user()[1] for name, run in runs.items()}
+    first = next(iter(runs.values())).errors_over_users()
+    return own | {name: errors for name, errors in first.items() if name in BASELINES}
+
+
 def _write(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
-    return [
+    """Draws everything beside the folder, then moves it there: a folder that exists is complete."""
+    drawn = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(drawn, ignore_errors=True)
+    files = [
         path
         for name, figure in figures.items()
         if figure is not None
-        for path in style.save(figure, folder / name)
+        for path in style.save(figure, drawn / name)
     ]
+    if not folder.exists():
+        drawn.rename(folder)
+    else:
+        for path in files:
+            path.replace(folder / path.name)
+        drawn.rmdir()
+    return [folder / path.name for path in files]

@@ -30,6 +30,8 @@ class RunFolder:
         clients: One row a test session: session, user, video, windows, error_deg_<horizon>.
         history: Long form over rounds; empty where nothing was measured on the way.
         compare: Long form over methods compared beside the own one; empty where there were none.
+        histories: The same as history of the methods run beside the own one.
+        users: One row a method and user: method, user, windows, error_deg_<horizon>; baselines included.
         examples: Some windows: past, true, predicted, session, now_s; empty where none were kept.
     """
 
@@ -41,6 +43,8 @@ class RunFolder:
     history: pl.DataFrame = field(default_factory=pl.DataFrame)
     compare: pl.DataFrame = field(default_factory=pl.DataFrame)
     examples: dict[str, np.ndarray] = field(default_factory=dict)
+    histories: dict[str, pl.DataFrame] = field(default_factory=dict)
+    users: pl.DataFrame = field(default_factory=pl.DataFrame)
 
     @property
     def horizons_s(self) -> list[float]:
@@ -60,6 +64,20 @@ class RunFolder:
         names, _, means = metrics.group_means(users, errors, self.clients["windows"].to_numpy())
         return [str(name) for name in names], means
 
+    def errors_over_users(self) -> dict[str, np.ndarray]:
+        """Errors in degrees of the users, float64 [user, horizon], by label: the own method comes first."""
+        out = {self.label: self.errors_by_user()[1]}
+        if not self.users.is_empty():
+            columns = [_ERROR + f"{h}" for h in self.horizons_s]
+            for (method,), rows in self.users.group_by("method", maintain_order=True):
+                if str(method) != str(self.summary["algorithm"]):
+                    out[pretty(str(method))] = rows.select(columns).to_numpy().astype(np.float64)
+        return dict(sorted(out.items(), key=lambda item: item[0] in BASELINES))
+
+    def errors_over_rounds(self) -> dict[str, pl.DataFrame]:
+        """Histories by label: the own method's, then those of the methods beside it."""
+        return {self.label: self.history, **self.histories}
+
     def compared(self) -> dict[str, dict[str, np.ndarray]]:
         """Columns of compare.parquet over horizons, by method; the own method and baselines left out."""
         skip = {self.label, str(self.summary["algorithm"]), *BASELINES}
@@ -69,7 +87,7 @@ class RunFolder:
         for (method,), rows in self.compare.group_by("method", maintain_order=True):
             label = pretty(str(method))
             if label not in skip:
-                ordered = rows.sort("horizon_s")
+                ordered = rows.filter(pl.col("mean").is_not_null()).sort("horizon_s")
                 out[label] = {name: ordered[name].to_numpy() for name in ordered.columns if name != "method"}
         return out
 
@@ -108,8 +126,10 @@ def read(path: Path, label: str | None = None) -> RunFolder:
         history = _optional(path / "history.parquet")
         compare = _optional(path / "compare.parquet")
         examples = _examples(path / "examples.npz")
+        name = label or str(summary["algorithm"])
+        histories, users = _histories(path / "beside"), _optional(path / "users.parquet")
         return RunFolder(
-            path, label or str(summary["algorithm"]), summary, manifest, clients, history, compare, examples
+            *(path, name, summary, manifest, clients, history, compare, examples, histories, users)
         )
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -127,6 +147,11 @@ def _unfinished(path: Path) -> str:
 
 def _optional(path: Path) -> pl.DataFrame:
     return pl.read_parquet(path) if path.is_file() else pl.DataFrame()
+
+
+def _histories(beside: Path) -> dict[str, pl.DataFrame]:
+    files = sorted(beside.glob("*/history.parquet"))
+    return {pretty(file.parent.name): pl.read_parquet(file) for file in files}
 
 
 def _examples(path: Path) -> dict[str, np.ndarray]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from fedjax_vp.errors import UserError
-from fedjax_vp.report.folder import RunFolder, pretty
+from fedjax_vp.report.folder import BASELINES, RunFolder, pretty
 
 MISSING = "–"
 _MIN_WIDTH = 118  # where output is not a terminal, wide enough for nine columns
@@ -96,6 +97,56 @@ def run_table(run: RunFolder) -> Table:
         f"{describe(summary['protocol'])}, {summary['rounds']} rounds, seed {summary['seed']}"
     )
     return Table(title, header(run.horizons_s), tuple(rows), _notes(run))
+
+
+def tail_table(run: RunFolder) -> Table | None:
+    """Errors by client, by user and of the worst tenth, and tile scores; None for a folder without them."""
+    kept = run.compare
+    if "worst_decile" not in kept.columns:
+        return None
+    longest = max(run.horizons_s)
+    tiles_s = kept.filter(pl.col("iou").is_not_null())["horizon_s"].unique().sort().to_list()
+    rows = []
+    for (method,), part in kept.group_by("method", maintain_order=True):
+        at = {row["horizon_s"]: row for row in part.to_dicts()}
+        errors = [degrees(at[longest][key]) for key in ("by_client", "by_user", "worst_decile")]
+        scores = [f"{at[h]['f1']:.3f} / {at[h]['iou']:.3f}" for h in tiles_s]
+        rows.append((pretty(str(method)), *errors, *scores))
+    columns = ("method", "by client", "by user", "worst tenth", *(f"F1 / IoU {h:g} s" for h in tiles_s))
+    title = f"Mean error at {longest:g} s in degrees by client, by user, of the worst tenth; tiles seen"
+    rows.sort(key=lambda row: (row[0] in BASELINES, row[0] != run.label))
+    return Table(title, columns, tuple(rows))
+
+
+def cost_table(run: RunFolder) -> Table | None:
+    """Bytes and time by depth of the hierarchy; None for a folder without them."""
+    summary = run.summary
+    if "depths" not in summary:
+        return None
+    depths, rounds = summary["depths"], max(int(summary["rounds"]), 1)
+    rows = [
+        (f"{'+ ' if index else ''}{name}", f"{groups}", *map(size, sizes), f"{1000 * latency:.3f}")
+        for index, (name, groups, *sizes, latency) in enumerate(
+            zip(
+                *(depths[key] for key in ("level", "groups", "server_bytes", "headset_bytes", "sent_bytes")),
+                summary["latency_s"],
+                strict=True,
+            )
+        )
+    ]
+    up, down = (size(summary[key] / rounds) for key in ("bytes_up", "bytes_down"))
+    notes = (
+        f"server, headset: models stored; sent: each way, by a client and round; prediction: one window on "
+        f"this CPU, median; a round sends {up} up and {down} down and spends "
+        f"{summary.get('clustering_s', 0.0) / rounds:.3f} s on clustering",
+    )
+    columns = ("cost by depth", "groups", "server", "headset", "sent", "prediction (ms)")
+    return Table(f"Cost of {run.label} by depth", columns, tuple(rows), notes)
+
+
+def of_run(run: RunFolder) -> list[Table]:
+    """Every table of a run."""
+    return [table for table in (run_table(run), tail_table(run), cost_table(run)) if table is not None]
 
 
 def header(horizons_s: Sequence[float]) -> tuple[str, ...]:
