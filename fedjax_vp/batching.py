@@ -1,15 +1,15 @@
 """Points side by side: one compiled chunk of rounds with a leading axis of points.
 
-A point is a seed with its traced numbers. Devices are dealt to points before they are dealt to clients: with as
-many points as devices each device runs whole points, and nothing crosses between them. On a CPU one point a
-device is fastest (measured: docs/sweep.md); an accelerator takes as many as its memory holds.
+A point is a seed with its traced numbers. Devices are dealt to points before they are dealt to clients: with
+as many points as devices each device runs whole points, and nothing crosses between them. On a CPU one point
+a device is fastest (measured: docs/sweep.md); an accelerator takes as many as its memory holds.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -42,7 +42,7 @@ class Chunk:
     def __init__(self, sim: Simulator, engine: Engine, points: int) -> None:
         self.sim, self.engine = sim, engine
         self.compile_s = 0.0
-        self._compiled: Any = None
+        self._compiled: Callable[..., Any] | None = None
         self._stacked: list[NamedSharding] = []  # by leading axis point, and whole
         devices = sim.mesh.size
         on_cpu = sim.mesh.devices.flat[0].platform == "cpu"
@@ -71,12 +71,13 @@ class Chunk:
         """
         if self._compiled is None:
             self._compile(states[0])
+        assert self._compiled is not None
         arrays, rounds = self.sim.federation.arrays, jnp.int32(count)
         if self.width == 1:
             state, info = self._compiled(states[0], arrays, numbers[0], rounds)
             return [state], [jax.device_get(info)]
         missing = self.width - len(states)
-        state, traced = _stack([*states, *[states[-1]] * missing]), _stack([*numbers, *[numbers[-1]] * missing])
+        state, traced = (_stack([*trees, *[trees[-1]] * missing]) for trees in (states, numbers))
         own, whole = self._stacked
         args = (state, arrays, traced, rounds)
         state, info = self._compiled(*jax.device_put(args, (own, whole, own, whole)))
@@ -109,9 +110,9 @@ class Chunk:
             state, numbers = (
                 jax.eval_shape(lambda x: _stack([x] * self.width), tree) for tree in (state, numbers)
             )
-        self._compiled = chunk.lower(state, arrays, numbers, jnp.int32(1)).compile()
+        self._compiled = compiled = chunk.lower(state, arrays, numbers, jnp.int32(1)).compile()
         self.compile_s += time.perf_counter() - begun
-        memory = self._compiled.memory_analysis()
+        memory = compiled.memory_analysis()
         return int(memory.temp_size_in_bytes + memory.output_size_in_bytes) if memory else 0
 
 

@@ -22,6 +22,7 @@ from fedjax_vp.errors import UserError
 _COMMANDS = {
     "run": "Train a config's method and those beside it; write a run folder.",
     "compare": "Compare run folders or configs, over several seeds.",
+    "sweep": "Run a config over seeds and settings, many points in one compiled function.",
     "report": "Draw the figures and tables of a run folder.",
     "data": "List, import, download and inspect data sets.",
     "list": "List algorithms, models, datasets or configs.",

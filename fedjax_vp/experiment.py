@@ -66,24 +66,46 @@ def run(
     traces, split = load_traces(config)
     evaluate = horizons(config, traces.rate_hz)
     compared = _compared(config, folder)
-    if folder is not None and not (folder / results.MANIFEST).is_file():
-        results.write_json(folder / results.MANIFEST, results.manifest(config, compared, traces))
-    elif folder is not None and not isinstance(config.dataset, _GENERATED):
-        results.require_same_traces(folder, traces)
+    if folder is not None:
+        describe(folder, config, compared, traces)
     outcomes: dict[str, simulate.Outcome] = {}
     baselines: dict[str, Evaluation] = {}
     with Progress(config.rounds, evaluate.horizons_s, enabled=progress) as bar:
         for name, one in {**compared, config.algorithm: config}.items():
-            if needless(one, split):
-                phases = " or ".join(_adapted_on(one))
-                bar.note(f"{name} adapts to nothing: no tested session has {phases} windows")
-            if note := unmixed(one, split):
+            for note in filter(None, (needless(one, split), unmixed(one, split))):
                 bar.note(f"{name} {note}")
             place = folder if folder is None or one is config else results.beside(folder, name)
             one_problem = problem(one, traces, split, evaluate)._replace(baselines=baselines)
             outcomes[name] = simulate.simulate(
                 one_problem, one.rounds, one.seed, place, resume, bar.reporter(name)
             )
+    return record(config, traces, evaluate, outcomes, folder)
+
+
+def describe(folder: Path, config: Config, compared: dict[str, Config], traces: TraceSet) -> None:
+    """Writes the manifest of a run, or checks that the one it goes on from had the same traces."""
+    if not (folder / results.MANIFEST).is_file():
+        results.write_json(folder / results.MANIFEST, results.manifest(config, compared, traces))
+    elif not isinstance(config.dataset, _GENERATED):
+        results.require_same_traces(folder, traces)
+
+
+def record(
+    config: Config,
+    traces: TraceSet,
+    evaluate: Evaluate,
+    outcomes: dict[str, simulate.Outcome],
+    folder: Path | None,
+) -> RunResult:
+    """Sums up a run, and writes what belongs into its folder.
+
+    Args:
+        config: Settings of its own method.
+        traces: What it was measured on.
+        evaluate: What was measured.
+        outcomes: Of its own method, by algorithm, and of those beside it.
+        folder: The run folder; None writes nothing.
+    """
     own = outcomes[config.algorithm]
     evaluations = {name: outcome.evaluation for name, outcome in outcomes.items()}
     scores = summarizing.Scores(traces, evaluate, {**own.baselines, **evaluations})
@@ -179,12 +201,12 @@ def _is_on_grid(horizon_s: float, rate_hz: float) -> bool:
     return round(samples) >= 1 and abs(samples - round(samples)) < _SAMPLE_SLACK
 
 
-def needless(config: Config, split: splits.Split) -> bool:
-    """Whether the config adapts to windows of tested sessions and there are none."""
-    tested = split.test.any(axis=1)
-    return config.adapt.steps > 0 and not any(
-        getattr(split, phase)[tested].any() for phase in _adapted_on(config)
-    )
+def needless(config: Config, split: splits.Split) -> str:
+    """Says so, if the config adapts to windows of tested sessions and there are none; else nothing."""
+    tested, phases = split.test.any(axis=1), _adapted_on(config)
+    if not config.adapt.steps or any(getattr(split, phase)[tested].any() for phase in phases):
+        return ""
+    return f"adapts to nothing: no tested session has {' or '.join(phases)} windows"
 
 
 def unmixed(config: Config, split: splits.Split) -> str:

@@ -1,7 +1,7 @@
 """The chunk loop: compiled rounds on the device; logging, checkpoints and looks at the error between them.
 
-Points, that is seeds with their traced numbers, run in batches of one compiled function (`batching`); a single run
-is a batch of one. Each point keeps its own log and checkpoints, so that it can be resumed by itself.
+Points, that is seeds with their traced numbers, run in batches of one compiled function (`batching`); a
+single run is a batch of one. Each point keeps its own log and checkpoints, and can be resumed by itself.
 """
 
 from __future__ import annotations

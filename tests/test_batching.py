@@ -20,7 +20,7 @@ from fedjax_vp.batching import Chunk, layout, static_part
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated.round import hyper
 from fedjax_vp.federated.settings import Engine, Method
-from fedjax_vp.simulate import Common, Interrupted, Outcome, Point, simulate, simulate_many
+from fedjax_vp.simulate import Common, Interrupted, Point, simulate, simulate_many
 
 WIDTH = 2
 
@@ -62,6 +62,15 @@ class Traced:
             self.outcomes = run(self.common, POINTS)
 
 
+class FakeMesh:
+    """One device that is not a CPU."""
+
+    class device:
+        platform = "gpu"
+
+    size, devices = 1, np.array([device])
+
+
 def run(common: Common, points: Sequence[Point], resume: bool = False, **kwargs: Any) -> dict[int, Any]:
     """Outcomes by the points' index."""
     found: dict[int, Any] = {}
@@ -85,12 +94,10 @@ def test_points_are_traced_once(one_by_one: Traced, side_by_side: Traced) -> Non
     assert (one_by_one.count, side_by_side.count) == (1, 1)
 
 
-@pytest.mark.parametrize("index", range(2))
-def test_one_by_one_is_the_single_run_bit_for_bit(index: int, one_by_one: Traced) -> None:
-    """The single run is compiled with its own numbers; the batch has the first point's."""
-    point = POINTS[index]
-    alone = simulate(problem(point.method), ROUNDS, point.seed)
-    same(one_by_one.outcomes[index], alone)
+def test_one_by_one_is_the_single_run_bit_for_bit(one_by_one: Traced) -> None:
+    """The single run is compiled with its own numbers; the batch with the first point's."""
+    point = POINTS[1]
+    same(one_by_one.outcomes[1], simulate(problem(point.method), ROUNDS, point.seed))
 
 
 def test_side_by_side_is_one_by_one(one_by_one: Traced, side_by_side: Traced) -> None:
@@ -153,11 +160,19 @@ def test_devices_are_dealt_to_points_first() -> None:
     assert layout(points=5, most=1, devices=2) == (1, 1)
 
 
-def test_as_many_points_as_memory_holds(side_by_side: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "_free_bytes", lambda mesh: 10.0)
-    assert Chunk(side_by_side.common.sim, Engine(devices=2, chunk=3), 3).width == 1
-    monkeypatch.undo()
+@pytest.mark.parametrize(("free", "width"), [(1e6, 8), (100.0, 4), (3.0, 1)])
+def test_as_many_points_as_memory_holds(
+    free: float, width: int, side_by_side: Traced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten bytes a point and device, of which four fifths of what is free may be used."""
+    sim = side_by_side.common.sim._replace(mesh=FakeMesh())
     assert batching._free_bytes(side_by_side.common.sim.mesh) > 1e6
+    monkeypatch.setattr(batching, "_free_bytes", lambda mesh: free)
+    monkeypatch.setattr(Chunk, "_compile", lambda self: self.width * 10)
+    assert Chunk(sim, Engine(), 8).width == width
+    assert Chunk(sim, Engine(points=8), 8).width == 8  # the user knows
+    monkeypatch.setattr(FakeMesh.device, "platform", "cpu")
+    assert Chunk(sim, Engine(), 8).width == 1
 
 
 def test_what_shares_a_compiled_function() -> None:

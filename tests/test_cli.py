@@ -46,7 +46,7 @@ def test_help_lists_the_commands_without_loading_them() -> None:
         check=True,
         env=os.environ,
     )
-    assert all(name in done.stdout for name in ("run", "compare", "report", "data", "list"))
+    assert all(name in done.stdout for name in ("run", "compare", "sweep", "report", "data", "list"))
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not loaded & {"jax", "numpy", "polars", "pydantic", "matplotlib", "fedjax_vp.config"}
 

@@ -23,6 +23,7 @@ from fedjax_vp.commands import compare as compare_command
 from fedjax_vp.commands import report as report_command
 from fedjax_vp.errors import UserError
 from fedjax_vp.report import comparison, folder, lines, style, tables, world
+from fedjax_vp.sweeps import groups
 
 HORIZONS_S = [0.2, 1.0, 5.0]
 NO_MOTION = np.array([3.0, 14.0, 32.0])
@@ -379,12 +380,14 @@ def test_compare_command_on_run_folders(tmp_path: Path):
 def test_compare_command_runs_configs_for_each_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
-    def fake_run(config: Any, out: Path, *, resume: bool) -> None:
-        asked.append((out.name, config.seed, config.compare, resume))
-        if not out.exists():
-            write_run(out, config.algorithm, 0.9 if config.algorithm == "fedavg" else 0.8, config.seed)
+    def fake_run(cases: list[groups.Case], tally: Any) -> dict[Path, str]:
+        for config, out in cases:
+            asked.append((out.name, config.seed, config.compare))
+            if not out.exists():
+                write_run(out, config.algorithm, 0.9 if config.algorithm == "fedavg" else 0.8, config.seed)
+        return {}
 
-    monkeypatch.setattr("fedjax_vp.experiment.run", fake_run)
+    monkeypatch.setattr(groups, "run", fake_run)
     configs = {"plain": "algorithm: fedavg\n", "other": "algorithm: local_only\ncompare: [fedavg]\n"}
     for name, text in configs.items():
         (tmp_path / f"{name}.yaml").write_text(text, "utf-8")
@@ -398,7 +401,7 @@ def test_compare_command_runs_configs_for_each_seed(tmp_path: Path, monkeypatch:
         result = CliRunner().invoke(compare_command.compare, arguments)
         assert result.exit_code == 0, result.output
         assert ("finished before" in result.output) == again
-    expected = [(f"{name}-seed{seed}", seed, (), True) for name in configs for seed in (3, 4)]
+    expected = [(f"{name}-seed{seed}", seed, ()) for name in configs for seed in (3, 4)]
     assert asked == expected * 2
     frame = pl.read_parquet(tmp_path / "o" / "compare.parquet")
     assert frame["method"].unique(maintain_order=True).to_list() == [
@@ -411,11 +414,13 @@ def test_compare_command_runs_configs_for_each_seed(tmp_path: Path, monkeypatch:
 
 
 def test_compare_command_prepares_devices_for_all_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fake_run(config: Any, out: Path, *, resume: bool) -> None:
+    def fake_run(cases: list[groups.Case], tally: Any) -> dict[Path, str]:
         assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=5"
-        write_run(out, config.name, 0.9)
+        for config, out in cases:
+            write_run(out, config.name, 0.9)
+        return {}
 
-    monkeypatch.setattr("fedjax_vp.experiment.run", fake_run)
+    monkeypatch.setattr(groups, "run", fake_run)
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     for devices in (1, 5):
         (tmp_path / f"on{devices}.yaml").write_text(f"engine: {{devices: {devices}}}\n", "utf-8")

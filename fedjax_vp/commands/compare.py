@@ -13,7 +13,6 @@ import click
 from fedjax_vp.errors import UserError
 
 if TYPE_CHECKING:
-    from fedjax_vp.config import Config
     from fedjax_vp.report import RunFolder
 
 _FREE = ("seed", "name", "engine", "compare")  # settings that may differ between runs of one method
@@ -117,29 +116,29 @@ def _prepare(targets: Sequence[str]) -> None:
 
 
 def _run_all(target: str, seeds: Sequence[int] | None, out: Path) -> list[Path]:
+    """Runs a config with its seeds, side by side; finished runs stay, interrupted ones continue."""
+    from fedjax_vp import results, simulate
     from fedjax_vp.config import load_config
+    from fedjax_vp.progress import Tally
+    from fedjax_vp.sweeps import groups
 
-    own = load_config(target, compare=[])
-    folders = []
-    for seed in seeds if seeds is not None else [own.seed]:
-        config = load_config(target, compare=[], seed=seed)
-        folder = out / f"{Path(target).stem}-seed{seed}"
-        _run_once(config, folder)
-        folders.append(folder)
-    return folders
-
-
-def _run_once(config: Config, folder: Path) -> None:
-    """Run a config, continue it where it was interrupted, or leave it where it has finished."""
-    from fedjax_vp import experiment, results, simulate
-
-    click.echo(f"{folder}: {'finished before' if results.is_finished(folder) else 'running'}")
+    own, name = load_config(target, compare=[]), Path(target).stem
+    cases = [
+        groups.Case(load_config(target, compare=[], seed=seed), out / f"{name}-seed{seed}")
+        for seed in (seeds if seeds is not None else [own.seed])
+    ]
+    for case in cases:
+        click.echo(f"{case.folder}: {'finished before' if results.is_finished(case.folder) else 'running'}")
     try:
-        experiment.run(config, folder, resume=True)
+        with Tally(name, {case.folder: own.rounds for case in cases}) as tally:
+            failed = groups.run(cases, tally)
     except (simulate.Interrupted, KeyboardInterrupt) as stop:
         done = str(stop) or "what was saved is kept"
         click.echo(f"interrupted: the same command continues ({done})", err=True)
         sys.exit(130)
+    for folder, reason in failed.items():
+        raise UserError(f"{folder}: {reason}")
+    return [case.folder for case in cases]
 
 
 def _identity(config: Any) -> str:
