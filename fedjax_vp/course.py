@@ -19,7 +19,7 @@ from fedjax_vp.data.splits import Split
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.errors import UserError
 from fedjax_vp.evaluate import Evaluation, baseline, evaluate, examples, make_errors, make_mixing, own
-from fedjax_vp.federated import regrouping
+from fedjax_vp.federated import census, regrouping
 from fedjax_vp.federated import round as rounds_of
 from fedjax_vp.federated.federation import Federation, thin
 from fedjax_vp.federated.placement import make_place
@@ -29,7 +29,8 @@ from fedjax_vp.models.static import Static
 from fedjax_vp.models.velocity import Velocity
 
 BASELINES = {"no_motion": Static(), "velocity": Velocity()}
-PER_ROUND = ("loss", "invited", "reported", "nonfinite", "sessions_down", "sessions_up")
+SUMMED = ("invited", "reported", "nonfinite", "sessions_down", "sessions_up")
+PER_ROUND = ("loss", *SUMMED, "moved")
 
 
 class Problem(NamedTuple):
@@ -55,6 +56,7 @@ class Outcome(NamedTuple):
     timings: dict[str, float]  # s
     counters: dict[str, Any]
     examples: dict[str, np.ndarray]  # some test windows for the world map
+    groups: Sequence[dict[str, Any]] = ()  # of learned levels, by level and round (`census.history`)
     cost: Cost | None = None  # by depth
 
 
@@ -95,6 +97,11 @@ class Common:
             errors = make_errors(forecaster, federation.shape, self.sim.mesh, self.problem.evaluate)
             found[name] = evaluate(errors, (), self.sim, self.arrays.test)
         return found
+
+    @cached_property
+    def choice_s(self) -> float:
+        """Seconds of a round in which units choose among rows."""
+        return census.choice_s(self.sim)
 
     @cached_property
     def cost(self) -> Cost:
@@ -153,7 +160,7 @@ class Course:
         self.checkpoints.save(self.done, self.state, self.log)
 
     def take(self, state: Any, info: rounds_of.RoundInfo, count: int) -> None:
-        """Takes over the state after `count` more rounds, and what the rounds tell; sees whether it is sound."""
+        """Takes over the state after `count` more rounds and what they tell, and sees whether it is sound."""
         self.state = state
         sick = np.flatnonzero(~info.healthy[:count])
         if len(sick):
@@ -170,8 +177,19 @@ class Course:
         """Groups units by their updates, at the levels whose turn it is."""
         begun = time.perf_counter()
         self.state, facts = regrouping.regroup(self.common.problem.method, self.state, self.done)
-        self.log["groups"] += facts
         self.spend("clustering_s", time.perf_counter() - begun)
+        self.note(facts)
+        names = [one["level"] for one in facts]
+        self.note([one for one in census.take(self.common.sim, self.state.levels) if one["level"] in names])
+
+    def note(self, facts: Sequence[dict[str, Any]]) -> None:
+        """Adds to what the log knows of levels after this round."""
+        entries = {one["level"]: one for one in self.log["groups"] if one["round"] == self.done}
+        for fact in facts:
+            if fact["level"] not in entries:
+                entries[fact["level"]] = {"round": self.done}
+                self.log["groups"].append(entries[fact["level"]])
+            entries[fact["level"]].update(fact)
 
     def forecaster_state(self) -> tuple[Any, Any]:
         """The state with newcomers in groups, and the weights of its prefixes."""
@@ -182,7 +200,9 @@ class Course:
         """Measures the error on a few windows of each test session."""
         begun = time.perf_counter()
         common = self.common
-        found = evaluate(common.errors, self.forecaster_state(), common.sim, common.quick)
+        placed, mixing = self.forecaster_state()
+        self.note(census.take(common.sim, placed.levels))
+        found = evaluate(common.errors, (placed, mixing), common.sim, common.quick)
         self.log["looks"].append([self.done, [float(x) for x in found.error_deg.mean(axis=0)]])
         self.spend("evaluate_s", time.perf_counter() - begun)
 
@@ -202,7 +222,7 @@ class Course:
         sent = {n: p.size * p.dtype.itemsize for n, p in params.items() if n not in layout.private}
         apart = sum(size for n, size in sent.items() if n in layout.varying)
         once = sum(sent.values()) - apart
-        log = {name: sum(values[:rounds]) for name, values in self.log["rounds"].items() if name != "loss"}
+        log = {name: sum(self.log["rounds"][name][:rounds]) for name in SUMMED}
         return {
             "bytes_up": once * log["reported"] + apart * log["sessions_up"],
             "bytes_down": once * log["invited"] + apart * log["sessions_down"],
@@ -225,24 +245,37 @@ class Course:
 
         begun = time.perf_counter()
         common, forecaster_state = self.common, self.forecaster_state()
+        learned = census.take(common.sim, forecaster_state[0].levels)
         found = evaluate(common.errors, forecaster_state, common.sim, common.arrays.test, tick)
         baselines = common.baselines
         shown = examples(own(common.sim), forecaster_state, common.sim)
         self.spend("evaluate_s", time.perf_counter() - begun)
         timings = dict(self.log["timings"])
+        timings["clustering_s"] += self.done * common.choice_s
+        counters = self.counters(learned)
+        groups = census.history(common.sim, self.log["groups"], self.log["rounds"]["moved"])
         return Outcome(
-            self.state, self.history(), found, baselines, timings, self.counters(), shown, common.cost
+            *(self.state, self.history(), found, baselines, timings, counters, shown, groups, common.cost)
         )
 
-    def counters(self) -> dict[str, Any]:
-        """Sizes and counts of the whole run."""
+    def counters(self, learned: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Sizes and counts of the whole run.
+
+        Args:
+            learned: Of the levels whose groups are learned (`census.take`).
+        """
         problem, layout = self.common.problem, self.common.sim.layout
         params = jax.eval_shape(problem.predictor.init, jax.random.key(0))
         names = [level.name for level in layout.levels]
         return {
             "num_params": sum(int(p.size) for p in params.values()),
             "num_clients": problem.federation.num_clients,
-            "num_groups": dict(zip(names, layout.num_groups, strict=True)),
+            "num_groups": dict(zip(names, layout.num_groups, strict=True))
+            | {one["level"]: one["groups"] for one in learned},
+            **{
+                score: {one["level"]: one[score] for one in learned if one[score] is not None}
+                for score in ("ari", "nmi")
+            },
             "state_bytes": sum(x.nbytes for x in jax.tree.leaves(self.state)),
             "nonfinite_clients": sum(self.log["rounds"]["nonfinite"]),
             **self.traffic(self.common.rounds),

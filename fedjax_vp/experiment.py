@@ -120,6 +120,8 @@ def record(
             table = summarizing.history_table(outcomes[name].history, evaluate.horizons_s)
             results.write_table(results.beside(folder, name) / "history.parquet", table)
         results.write_arrays(folder / "examples.npz", own.examples)
+        if own.groups:
+            results.write_table(folder / "groups.parquet", summarizing.groups_table(own.groups))
         results.write_table(folder / "compare.parquet", summarizing.compare_table(outcomes, scores))
         results.write_json(folder / results.SUMMARY, summary)
     return RunResult(summary, history, own.state, folder)

@@ -80,7 +80,6 @@ def summary(config: Config, traces: TraceSet, outcome: Outcome, scores: Scores) 
     """What summary.json holds of the config's own method."""
     own = scores[config.algorithm]
     hurt = scores.hurt(config.algorithm)
-    counters = dict(outcome.counters)
     return {
         "algorithm": config.algorithm,
         "name": config.name,
@@ -99,8 +98,9 @@ def summary(config: Config, traces: TraceSet, outcome: Outcome, scores: Scores) 
         },
         "hurt_share": hurt["share"] if hurt else None,
         "hurt": hurt,
-        "ari": counters.pop("ari", {}),
-        **counters,
+        "ari": {},
+        "nmi": {},
+        **outcome.counters,
         **_costs(outcome),
         **{key: float(outcome.timings.get(key, 0.0)) for key in TIMES},
     }
@@ -162,6 +162,20 @@ def history_table(history: Sequence[Mapping[str, Any]], horizons_s: Sequence[flo
         for h, error in zip(horizons_s, one["error_deg"], strict=True)
     ]
     return pl.DataFrame(rows, schema=schema)
+
+
+def groups_table(groups: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    """One row a learned level and round; null where something was not looked at, or is not known.
+
+    The columns are level, round, groups, sizes (units of each, largest first), churn (share of the units that
+    moved), within, between and silhouette (similarity of updates), ari, nmi; and for CFL splits, and of each
+    group that was judged mean_norm, max_norm and alpha_cross_max.
+    """
+    number = dict.fromkeys(("churn", "within", "between", "silhouette", "ari", "nmi"), pl.Float64)
+    judged = dict.fromkeys(("mean_norm", "max_norm", "alpha_cross_max"), pl.List(pl.Float64))
+    count = {"level": pl.String, "round": pl.Int64, "groups": pl.Int64, "sizes": pl.List(pl.Int64)}
+    schema = {**count, **number, "splits": pl.Int64, **judged}
+    return pl.DataFrame([{key: one.get(key) for key in schema} for one in groups], schema=schema)
 
 
 def compare_table(outcomes: Mapping[str, Outcome], scores: Scores) -> pl.DataFrame:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from fedjax_vp.report import lines, style
+from fedjax_vp.report import groups, lines, style
 from fedjax_vp.report.folder import BASELINES, RunFolder, read
 from fedjax_vp.report.world import world_map
 
@@ -36,6 +36,7 @@ def render(run_dir: Path) -> list[Path]:
             "error_over_horizon": lines.over_horizon(run.horizons_s, errors),
             "error_over_training": lines.over_training(run.errors_over_rounds()),
             "users": lines.over_users(run.horizons_s, run.errors_over_users()),
+            "groups": groups.over_rounds(run.groups),
             "world_map": world_map(run.examples, max(run.horizons_s)),
         },
     )

@@ -33,6 +33,7 @@ class RunFolder:
         histories: The same as history of the methods run beside the own one.
         users: One row a method and user: method, user, windows, error_deg_<horizon>; baselines included.
         examples: Some windows: past, true, predicted, session, now_s; empty where none were kept.
+        groups: Learned groups by level and round; empty where no level is learned.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class RunFolder:
     examples: dict[str, np.ndarray] = field(default_factory=dict)
     histories: dict[str, pl.DataFrame] = field(default_factory=dict)
     users: pl.DataFrame = field(default_factory=pl.DataFrame)
+    groups: pl.DataFrame = field(default_factory=pl.DataFrame)
 
     @property
     def horizons_s(self) -> list[float]:
@@ -125,11 +127,11 @@ def read(path: Path, label: str | None = None) -> RunFolder:
         clients = pl.read_parquet(path / "clients.parquet")
         history = _optional(path / "history.parquet")
         compare = _optional(path / "compare.parquet")
-        examples = _examples(path / "examples.npz")
+        examples, groups = _examples(path / "examples.npz"), _optional(path / "groups.parquet")
         name = label or str(summary["algorithm"])
         histories, users = _histories(path / "beside"), _optional(path / "users.parquet")
         return RunFolder(
-            *(path, name, summary, manifest, clients, history, compare, examples, histories, users)
+            *(path, name, summary, manifest, clients, history, compare, examples, histories, users, groups)
         )
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
