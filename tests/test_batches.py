@@ -13,7 +13,7 @@ import pytest
 import toy
 
 from fedjax_vp.federated import batches
-from fedjax_vp.federated.federation import Federation, client_windows
+from fedjax_vp.federated.federation import Federation
 from fedjax_vp.federated.settings import Local
 
 TRACES = toy.traces()
@@ -35,12 +35,14 @@ def own_windows(fed: Federation, client: int) -> set[tuple[int, int]]:
 @cache
 def worker(fed: Federation, settings: Local, mixed: bool) -> Callable[[jax.Array], tuple]:
     """Compiled plan and batches of any client."""
-    most = int(batches.num_steps(settings, fed, jnp.int32(fed.max_windows)))
+    clients = jnp.arange(fed.num_clients)
+    per_pass = jax.vmap(lambda c: batches.steps_of_pass(settings, fed, fed.arrays, c, mixed))(clients)
+    most = int(batches.num_steps(settings, per_pass).max())
     size = batches.batch_size(settings, fed)
 
     @jax.jit
     def run(client: jax.Array) -> tuple:
-        plan = batches.plan(jax.random.key(5), settings, fed, client_windows(fed.arrays, client))
+        plan = batches.plan(jax.random.key(5), settings, fed, fed.arrays, client, mixed)
         draw = jax.vmap(lambda i: batches.draw(plan, i, size, fed.arrays, client, mixed))  # over steps
         return plan.steps, draw(jnp.arange(most))
 
@@ -72,6 +74,27 @@ def test_a_pass_visits_every_window_once(by_user: Federation, batch: int) -> Non
         assert len(some) == 2 * per_pass
         for part in (some[:per_pass], some[per_pass:]):
             assert counted(part) == Counter(own)
+
+
+@pytest.mark.parametrize("batch", [4, 7, 0])
+def test_an_unmixed_pass_visits_every_window_once_session_by_session(by_user: Federation, batch: int) -> None:
+    """Each batch is of one session, whose windows stand together in the pass; sessions change their order."""
+    settings = Local(batch=batch, epochs=3.0) if batch else Local(batch=0, steps=3)
+    orders = set()
+    for client in range(by_user.num_clients):
+        own = own_windows(by_user, client)
+        some = work(by_user, settings, client, mixed=False)
+        size = batch or by_user.max_windows
+        sessions = Counter(s for s, _ in own)
+        per_pass = sum(-(-n // size) for n in sessions.values())
+        assert len(some) == 3 * per_pass
+        for part in (some[k : k + per_pass] for k in range(0, len(some), per_pass)):
+            assert counted(part) == Counter(own)
+            assert all(len(set(b.session.tolist())) == 1 for b in part)
+            seen = list(dict.fromkeys(int(b.session[0]) for b in part))
+            assert [int(b.session[0]) for b in part] == [s for s in seen for _ in range(-(-sessions[s] // size))]
+            orders.add((client, tuple(seen)))
+    assert len(orders) > by_user.num_clients
 
 
 def test_every_pass_has_an_order_of_its_own(by_user: Federation) -> None:
@@ -126,7 +149,7 @@ def test_sessions_are_drawn_by_their_windows(by_user: Federation) -> None:
 
 def test_work_without_windows_is_no_step(by_user: Federation) -> None:
     for settings in (Local(steps=5), Local(epochs=2.0), Local(batch=0)):
-        assert int(batches.num_steps(settings, by_user, jnp.int32(0))) == 0
+        assert int(batches.num_steps(settings, jnp.int32(0))) == 0
 
 
 def test_work_grows_with_a_clients_windows_in_epochs_only(by_user: Federation) -> None:
@@ -136,5 +159,6 @@ def test_work_grows_with_a_clients_windows_in_epochs_only(by_user: Federation) -
         (Local(steps=2, batch=0), [2, 2, 2, 2]),
     )
     for settings, wanted in cases:
-        found = [int(batches.num_steps(settings, by_user, jnp.int32(n))) for n in (1, 4, 5, 20)]
+        size = batches.batch_size(settings, by_user)
+        found = [int(batches.num_steps(settings, jnp.int32(-(-n // size)))) for n in (1, 4, 5, 20)]
         assert found == wanted

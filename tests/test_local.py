@@ -15,7 +15,7 @@ import toy
 
 from fedjax_vp.federated import batches, levels
 from fedjax_vp.federated import round as rounds
-from fedjax_vp.federated.federation import client_windows, gather
+from fedjax_vp.federated.federation import gather
 from fedjax_vp.federated.local import Client, ClientResult, local_update, scatter, slots, weigh
 from fedjax_vp.federated.round import Simulator
 from fedjax_vp.federated.settings import Level, Method, Pooling
@@ -69,6 +69,11 @@ CASES = {
         ),
         client="user",
         local=probe.local(batch=4, steps=4),
+    ),
+    "epochs, varying": Method(
+        levels=(Level("global", owns=("body", "head/*")), Level("video", by="video", owns=("video_table",))),
+        client="user",
+        local=probe.local(batch=7, epochs=1.0),
     ),
     "prefixes": Method(
         levels=(
@@ -131,7 +136,7 @@ def replay(one: Case, client: int) -> Replay:
     theta = {n: p.copy() for n, p in start.items()}
     parts = {n: [np.zeros_like(p), np.zeros_like(p)] for n, p in start.items()}  # even and odd steps
     visited, bins = np.zeros(len(session)), np.zeros((len(session), probe.BINS), bool)
-    plan = batches.plan(KEY, local, fed, client_windows(fed.arrays, jnp.int32(client)))
+    plan = batches.plan(KEY, local, fed, fed.arrays, jnp.int32(client), sim.task.mixed)
     size = batches.batch_size(local, fed)
     prefixes = depth - 1 if local.prefix_share else 0
     part = round(size * local.prefix_share / prefixes) if prefixes else 0

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_vp.federated.federation import Arrays, Federation
+from fedjax_vp.federated.federation import Arrays, Federation, client_windows
 from fedjax_vp.federated.settings import Local
 
 
@@ -30,14 +30,13 @@ class Batch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A client's work of a round, drawn once."""
+    """A client's work of a round, drawn once; orders and batches are empty where windows are drawn freely."""
 
     key: Array
     steps: Int[Array, ""]  # gradient steps to take: 0 without data
     per_pass: Int[Array, ""]  # steps in one pass over the client's windows
-    order: Int[
-        Array, "pass rank"
-    ]  # a permutation of the client's windows for each pass (empty: drawn freely)
+    order: Int[Array, "pass rank"]  # the client's windows in the order of each pass
+    batch: Int[Array, "pass rank"]  # which step of the pass takes the window at this place
 
 
 def batch_size(settings: Local, federation: Federation) -> int:
@@ -45,34 +44,68 @@ def batch_size(settings: Local, federation: Federation) -> int:
     return settings.batch or federation.max_windows
 
 
-def plan(key: Array, settings: Local, federation: Federation, count: Int[Array, ""]) -> Plan:
+def plan(
+    key: Array, settings: Local, federation: Federation, arrays: Arrays, client: Int[Array, ""], mixed: bool
+) -> Plan:
     """Draws a client's work: `steps` free draws, or `epochs` passes in a fresh order each.
+
+    Where batches may not mix sessions, a pass takes the sessions in random order, each in batches of its own.
 
     Args:
         key: the client's key of this round.
         settings: steps or epochs, and batch.
         federation: for static sizes.
-        count: the client's training windows.
+        arrays: the federation's.
+        client: the client.
+        mixed: whether a batch may mix the client's sessions.
     """
-    size = batch_size(settings, federation)
     key_order, key_draw = jax.random.split(key)
-    order = jnp.zeros((0, 0), jnp.int32)
-    passes = _passes(settings)
-    if passes:
-        ranks = jax.random.uniform(key_order, (math.ceil(passes), federation.max_windows))
-        beyond = jnp.arange(federation.max_windows) >= count
-        order = jnp.argsort(jnp.where(beyond[None, :], 2.0, ranks), axis=1).astype(jnp.int32)
-    return Plan(key_draw, num_steps(settings, federation, count), -(-count // size), order)
+    per_pass = steps_of_pass(settings, federation, arrays, client, mixed)
+    steps, passes = num_steps(settings, per_pass), math.ceil(_passes(settings))
+    if not passes:
+        none = jnp.zeros((0, 0), jnp.int32)
+        return Plan(key_draw, steps, per_pass, none, none)
+    size, most = batch_size(settings, federation), federation.max_windows
+    place = jnp.arange(most)
+    count = client_windows(arrays, client)
+    chance = jax.random.uniform(key_order, (passes, most))
+    if mixed:
+        beyond = jnp.where(place < count, 0.0, 2.0)
+        order = jnp.argsort(chance + beyond[None, :], axis=1).astype(jnp.int32)
+        return Plan(key_draw, steps, per_pass, order, jnp.broadcast_to((place // size)[None, :], order.shape))
+    bags, first = arrays.bags, arrays.bags.first[client]
+    own = jnp.where(place < count, _member(arrays, bags.rank[first] + place) - first, federation.max_sessions)
+    turn = jax.random.uniform(jax.random.fold_in(key_order, 1), (passes, federation.max_sessions))
+    rank = jnp.argsort(jnp.argsort(turn, axis=1), axis=1)  # place of each session in the pass
+    rank = jnp.pad(rank, ((0, 0), (0, 1)), constant_values=federation.max_sessions)[:, own]
+    order = jnp.argsort(rank + chance, axis=1).astype(jnp.int32)
+    session = jnp.take_along_axis(rank, order, axis=1)
+    new = jnp.pad(session[:, 1:] != session[:, :-1], ((0, 0), (1, 0)))
+    since = place[None, :] - jax.lax.cummax(jnp.where(new, place[None, :], 0), axis=1)
+    opens = (new | (since % size == 0)).astype(jnp.int32)
+    return Plan(key_draw, steps, per_pass, order, jnp.cumsum(opens, axis=1) - 1)
 
 
-def num_steps(settings: Local, federation: Federation, count: Int[Array, ""]) -> Int[Array, ""]:
-    """Gradient steps of a client with `count` training windows; 0 without any."""
+def steps_of_pass(
+    settings: Local, federation: Federation, arrays: Arrays, client: Int[Array, ""], mixed: bool
+) -> Int[Array, ""]:
+    """Batches that hold all of a client's windows once; 0 without any."""
+    size, bags = batch_size(settings, federation), arrays.bags
+    if mixed:
+        return -(-client_windows(arrays, client) // size)
+    member = bags.first[client] + jnp.arange(federation.max_sessions)
+    at = jnp.minimum(member, bags.session.shape[0] - 1)
+    count = jnp.where(member < bags.first[client + 1], bags.rank[at + 1] - bags.rank[at], 0)
+    return jnp.sum(-(-count // size))
+
+
+def num_steps(settings: Local, per_pass: Int[Array, "*any"]) -> Int[Array, "*any"]:
+    """Gradient steps of a client whose windows make so many batches; 0 without any."""
     passes = _passes(settings)
-    steps = jnp.full((), settings.steps, jnp.int32)
+    steps = jnp.full(per_pass.shape, settings.steps, jnp.int32)
     if passes:
-        per_pass = -(-count // batch_size(settings, federation))
         steps = jnp.maximum(jnp.round(passes * per_pass), 1).astype(jnp.int32)
-    return jnp.where(count > 0, steps, 0)
+    return jnp.where(per_pass > 0, steps, 0)
 
 
 def _passes(settings: Local) -> float:
@@ -100,15 +133,18 @@ def draw(
     count = jnp.maximum(end - begin, 1)
     key_session, key_window = jax.random.split(jax.random.fold_in(work.key, step))
     weight: Bool[Array, "window"] = jnp.ones(size, bool)
-    if not mixed:
+    if work.order.size:
+        per_pass = jnp.maximum(work.per_pass, 1)
+        order, batch = (x[jnp.clip(step // per_pass, 0, x.shape[0] - 1)] for x in (work.order, work.batch))
+        begins = jnp.searchsorted(batch, step % per_pass)
+        position = jnp.minimum(begins + jnp.arange(size), count - 1)
+        weight = (begins + jnp.arange(size) < count) & (batch[position] == step % per_pass)
+        position = jnp.where(weight, position, begins)  # padding repeats the first, of the same session
+        rank = begin + order[jnp.minimum(position, count - 1)]
+    elif not mixed:
         member = _member(arrays, begin + _uniform(key_session, (), count))
         begin, count = bags.rank[member], bags.rank[member + 1] - bags.rank[member]
         rank = begin + _uniform(key_window, (size,), count)
-    elif work.order.size:
-        passes = jnp.clip(step // jnp.maximum(work.per_pass, 1), 0, work.order.shape[0] - 1)
-        position = (step % jnp.maximum(work.per_pass, 1)) * size + jnp.arange(size)
-        weight = position < count
-        rank = begin + work.order[passes][jnp.minimum(position, count - 1)]
     else:
         rank = begin + _uniform(key_window, (size,), count)
     member = _member(arrays, rank)

@@ -147,7 +147,8 @@ def local_update(
     federation, layout, settings = task.federation, task.layout, task.local
     session, real = slots(arrays, client.index, federation.max_sessions if layout.varying else 1)
     count = client_windows(arrays, client.index)
-    work = batches.plan(client.key, settings, federation, jnp.where(client.reports, count, 0))
+    work = batches.plan(client.key, settings, federation, arrays, client.index, task.mixed)
+    work = work._replace(steps=jnp.where(client.reports, work.steps, 0))
     theta, lacks = start(task, states, session)
     traces, row = bag_traces(task, arrays, client)
     update_fn = optimizer(settings).update

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_vp.federated import assignment, operations, participation, pooling, server, stretches
 from fedjax_vp.federated import learned as learned_of
-from fedjax_vp.federated.batches import num_steps
+from fedjax_vp.federated.batches import num_steps, steps_of_pass
 from fedjax_vp.federated.federation import Arrays, client_windows
 from fedjax_vp.federated.levels import Layout, LevelState
 from fedjax_vp.federated.local import Client, ClientResult, Task, local_update, optimizer, slots, weigh
@@ -197,11 +197,11 @@ def _train_block(
     if block.index.shape[0] == 1:
         one = local_update(task, states, arrays, jax.tree.map(lambda x: x[0], block), lr)
         return jax.tree.map(lambda x: x[None], one)
-    windows = jnp.where(block.reports, client_windows(arrays, block.index), 0)
-    bound = num_steps(task.local, task.federation, jnp.max(windows))
-    return jax.vmap(lambda client: local_update(task, states, arrays, client, lr, bound))(
-        block
-    )  # over the block
+    federation, mixed = task.federation, task.mixed
+    count = jax.vmap(lambda c: steps_of_pass(task.local, federation, arrays, c, mixed))(block.index)
+    bound = jnp.max(num_steps(task.local, jnp.where(block.reports, count, 0)))
+    train = jax.vmap(lambda client: local_update(task, states, arrays, client, lr, bound))  # over the block
+    return train(block)
 
 
 def _sessions(task: Task, arrays: Arrays, client: Int[Array, ""]) -> Int[Array, "slot"]:

@@ -50,11 +50,6 @@ def simulator(federation: Federation, predictor: Predictor, method: Method, engi
     )
     layout = levels.layout(method, groupings, leaves, client_of(federation))
     task = Task(federation, layout, predictor, method.local, method.pooling)
-    if not task.mixed and (method.local.epochs is not None or not method.local.batch):
-        raise UserError(
-            "local.epochs and local.batch: 0 pass over all windows of a client with one model; here a level "
-            "tells the client's sessions apart: give local.steps and a batch, or client: session"
-        )
     if federation.arrays.make is not None and federation.max_sessions > _MOST_GENERATED:
         raise UserError(
             f"client: {method.client} has a client of {federation.max_sessions} sessions, whose traces would "
