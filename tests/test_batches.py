@@ -92,7 +92,8 @@ def test_an_unmixed_pass_visits_every_window_once_session_by_session(by_user: Fe
             assert counted(part) == Counter(own)
             assert all(len(set(b.session.tolist())) == 1 for b in part)
             seen = list(dict.fromkeys(int(b.session[0]) for b in part))
-            assert [int(b.session[0]) for b in part] == [s for s in seen for _ in range(-(-sessions[s] // size))]
+            wanted = [s for s in seen for _ in range(-(-sessions[s] // size))]
+            assert [int(b.session[0]) for b in part] == wanted
             orders.add((client, tuple(seen)))
     assert len(orders) > by_user.num_clients
 

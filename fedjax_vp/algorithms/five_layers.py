@@ -5,8 +5,9 @@
 The mission's own idea. Categories of videos are learned from the mean update of each video's viewers, user
 categories within a video by which of its rows predicts a viewer's windows best; labels are not used. Every
 layer below the first is shrunk by empirical Bayes, so that a layer that holds nothing stays at zero, and the
-prefixes of the hierarchy are mixed by horizon, as in `global_video`, whose settings it shares. A session whose
-user was never seen is predicted by the layers that know it. `global_video_user` is the same without the categories.
+prefixes of the hierarchy are mixed by horizon, as in `global_video`, whose settings it shares. A session
+whose user was never seen is predicted by the layers that know it. `global_video_user` is the same without the
+categories.
 """
 
 from __future__ import annotations

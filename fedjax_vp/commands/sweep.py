@@ -76,12 +76,13 @@ def execute(
         try:
             failed = (run_on_ray if cluster else run)(cases, tally)
         except (simulate.Interrupted, KeyboardInterrupt) as stop:
-            click.echo(f"interrupted: the same command continues ({stop})", err=True)
+            done = str(stop) or "what was saved is kept"
+            click.echo(f"interrupted: the same command continues ({done})", err=True)
             sys.exit(130)
-    if len(failed) == len(cases):
-        raise UserError(f"no point of {path} came to an end; the first: {next(iter(failed.values()))}")
     found = table.frame(asked.varied, points, failed)
     table.write(found, out)
+    if len(failed) == len(cases):
+        raise UserError(f"no point of {path} came to an end; the first: {next(iter(failed.values()))}")
     tables.show(table.to_table(f"Mean great-circle error in degrees: {path.stem}", found, asked.varied))
     click.echo(f"written to {out}")
     return out

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import shrinkage
-from fedjax_vp.federated.grouping.settings import IFCA, FromData, Known
+from fedjax_vp.federated.grouping.settings import IFCA, PACFL, Known, Trajectories
 from fedjax_vp.federated.server import transformation
 from fedjax_vp.federated.settings import Level, Method
 from fedjax_vp.models.base import Params
@@ -127,7 +127,7 @@ def grouping(labels: dict[str, np.ndarray], by: str) -> Grouping:
 def groupings_of(
     labels: dict[str, np.ndarray],
     levels: tuple[Level, ...],
-    look: Callable[[FromData, np.ndarray, np.ndarray], tuple[np.ndarray, int]] | None = None,
+    look: Callable[[PACFL | Trajectories, np.ndarray, np.ndarray], tuple[np.ndarray, int]] | None = None,
 ) -> list[Grouping]:
     """Group codes of every level; those of a level that learns while training at full capacity.
 
@@ -142,7 +142,7 @@ def groupings_of(
         settings = level.grouping
         if not isinstance(settings, Known):
             unit = grouping(labels, "*".join(name for name in (level.by, settings.of) if name)).code
-            if isinstance(settings, FromData):
+            if isinstance(settings, PACFL | Trajectories):
                 assert look is not None
                 group = Grouping(*look(settings, group.code, unit))
             else:
@@ -187,9 +187,7 @@ def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_
         g.num_groups > 1 and _relation(clients, atom) != "nested" and len(np.unique(atom)) > 1
         for g, atom in zip(groupings, atoms, strict=True)
     ]
-    shared = [
-        _relation(g.code[used], clients) != "nested" or len(np.unique(clients)) == 1 for g in groupings
-    ]
+    shared = [_relation(g.code[used], clients) != "nested" or len(np.unique(clients)) == 1 for g in groupings]
     varying = {n for names, yes in zip(owned, apart, strict=True) if yes for n in names}
     public = {n for names, yes in zip(owned, shared, strict=True) if yes for n in names}
     return Layout(

@@ -77,7 +77,7 @@ def _run_group(cases: Sequence[Case], tally: Tally, fail: Callable[[Case, UserEr
     first = cases[0].config
     traces, split = experiment.load_traces(first)
     evaluate = experiment.horizons(first, traces.rate_hz)
-    if note := experiment.needless(first, split):
+    for note in filter(None, (experiment.needless(first, split), experiment.unmixed(first, split))):
         tally.note(f"{first.name} {note}")
     problem = experiment.problem(first, traces, split, evaluate)
     for case in todo:

@@ -13,13 +13,13 @@ import numpy as np
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated.federation import Federation, gather
 from fedjax_vp.federated.grouping import pacfl, trajectories
-from fedjax_vp.federated.grouping.settings import PACFL, FromData
+from fedjax_vp.federated.grouping.settings import PACFL, Trajectories
 
 MOST_WINDOWS = 256  # of a unit, spread over all: its subspace needs no more
 
 
 def find(
-    settings: FromData, federation: Federation, within: np.ndarray, unit: np.ndarray
+    settings: PACFL | Trajectories, federation: Federation, within: np.ndarray, unit: np.ndarray
 ) -> tuple[np.ndarray, int]:
     """Groups the units of each parent group.
 
@@ -36,15 +36,17 @@ def find(
         UserError: traces are not stored.
     """
     if federation.arrays.make is not None:
-        raise UserError(f"grouping {settings.kind} reads traces, which are not stored: give dataset.stored: true")
+        raise UserError(f"grouping {settings.kind} reads traces: give dataset.stored: true")
     trains = np.asarray(federation.arrays.train.count) > 0
     code, groups = np.full(len(unit), -1, np.int32), 0
     for parent in np.unique(within[trains & (within >= 0)]):
         here = np.flatnonzero(trains & (within == parent) & (unit >= 0))
         units, of = np.unique(unit[here], return_inverse=True)
         sessions = [here[of == one] for one in range(len(units))]
-        found = _subspaces(settings, federation, sessions) if isinstance(settings, PACFL) else _paths(
-            settings, federation, sessions
+        found = (
+            _subspaces(settings, federation, sessions)
+            if isinstance(settings, PACFL)
+            else _paths(settings, federation, sessions)
         )
         code[here] = groups + found[of]
         groups += int(found.max(initial=-1)) + 1
@@ -67,11 +69,11 @@ def _subspaces(settings: PACFL, federation: Federation, sessions: list[np.ndarra
     return pacfl.fit(bases, settings.threshold, min(settings.groups, len(bases)), settings.angle)
 
 
-def _paths(settings: FromData, federation: Federation, sessions: list[np.ndarray]) -> np.ndarray:
+def _paths(settings: Trajectories, federation: Federation, sessions: list[np.ndarray]) -> np.ndarray:
     """Clusters of viewers by where they looked when; sessions of a unit must be of one video each."""
     if any(len(some) > 1 for some in sessions):
         raise UserError(
-            f"grouping {settings.kind} compares sessions of one video: give by: video and grouping.of: session"
+            f"grouping {settings.kind} compares sessions of one video: give by: video, grouping.of: session"
         )
     order = np.concatenate(sessions) if sessions else np.zeros(0, int)
     direction = np.asarray(federation.arrays.direction)[order]

@@ -1,8 +1,8 @@
 """Settings of a level's grouping: a known label, or groups learned while training.
 
-A learned grouping deals *units* to `groups` groups. `of` names the label whose values are the units ("session",
-"user", "video"); the level's `by` names the groups they are learned within ("" all together, "video" anew for
-every video). Each group of `by` has rows of its own.
+A learned grouping deals *units* to `groups` groups. `of` names the label whose values are the units
+("session", "user", "video"); the level's `by` names the groups they are learned within ("" all together,
+"video" anew for every video). Each group of `by` has rows of its own.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class IFCA(Learned):
 
 @dataclass(frozen=True)
 class ByUpdates(Learned):
-    """Groups found from the units' updates, at the end of the warm-up and then every `every` rounds (0: once).
+    """Groups from the units' updates, at the end of the warm-up and then every `every` rounds (0: once).
 
     The server sees a sketch of `sketch` numbers of each update (0: the update itself), never the data.
     """
@@ -87,7 +87,7 @@ class ByUpdates(Learned):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.every >= 0, f"every is {self.every}: give a number of rounds, 0 for once")
-        _require(self.sketch >= 0, f"sketch is {self.sketch}: give a number of values, 0 for the whole update")
+        _require(self.sketch >= 0, f"sketch is {self.sketch}: give a number, 0 for the whole update")
         _require(self.warmup >= 1, "warmup is 0: updates are known after the first round; give at least 1")
 
 
@@ -95,8 +95,8 @@ class ByUpdates(Learned):
 class CFL(ByUpdates):
     """Recursive bipartition by cosine of updates (Sattler et al. 2021).
 
-    `eps1` and `eps2` bound the norms of the mean and of the largest update, as shares of the largest mean norm
-    seen so far (`relative`) or as they are; `gamma_max` 1 leaves the test of the gap out.
+    `eps1` and `eps2` bound the norms of the mean and of the largest update, as shares of the largest mean
+    norm seen so far (`relative`) or as they are; `gamma_max` 1 leaves the test of the gap out.
     """
 
     kind: Literal["cfl"] = "cfl"
@@ -134,7 +134,7 @@ class FedGroup(ByUpdates):
 
 @dataclass(frozen=True)
 class Hierarchical(ByUpdates):
-    """One-shot agglomerative clustering (Briggs et al. 2020); a `threshold` leaves the number of groups open."""
+    """One-shot agglomerative clustering (Briggs et al. 2020); a `threshold` leaves the number open."""
 
     kind: Literal["hierarchical"] = "hierarchical"
     metric: Literal["l1", "l2", "cosine"] = "cosine"
@@ -148,10 +148,15 @@ class Hierarchical(ByUpdates):
 
 @dataclass(frozen=True)
 class FromData(Learned):
+    """Groups found once, before training, in what the headsets know."""
+
+
+@dataclass(frozen=True)
+class Trajectories(FromData):
     """Groups found once from the viewers' own trajectories: an oracle that sees what must stay private.
 
-    `spectral` clusters the viewers of a video by their mean distance (Petrangeli et al. 2018), `cliques` joins
-    those who look at much the same most of the time (Rossi et al. 2019), as many groups as there are.
+    `spectral` clusters the viewers of a video by their mean distance (Petrangeli et al. 2018), `cliques`
+    joins those who look at much the same most of the time (Rossi et al. 2019), as many groups as there are.
     """
 
     kind: Literal["spectral", "cliques"] = "spectral"
@@ -161,8 +166,8 @@ class FromData(Learned):
 class PACFL(FromData):
     """Groups found once from principal angles between the subspaces of the units' windows.
 
-    Vahidian et al. 2023: the server sees `rank` directions of each. A `threshold` in degrees leaves the number
-    of groups open.
+    Vahidian et al. 2023: the server sees `rank` directions of each. A `threshold` in degrees leaves the
+    number of groups open.
     """
 
     kind: Literal["pacfl"] = "pacfl"
@@ -175,4 +180,4 @@ class PACFL(FromData):
         _require(self.rank >= 1, f"rank is {self.rank}: give at least 1")
 
 
-Grouping = Known | IFCA | CFL | KMeans | FedGroup | Hierarchical | FromData | PACFL
+Grouping = Known | IFCA | CFL | KMeans | FedGroup | Hierarchical | Trajectories | PACFL
