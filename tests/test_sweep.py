@@ -218,6 +218,7 @@ ray.shutdown()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
 def test_a_local_ray_cluster_gives_the_same(here: Path) -> None:
     """In a process of its own: Ray leaves threads, sockets and handlers behind."""

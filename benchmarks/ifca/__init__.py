@@ -1,0 +1,1 @@
+"""IFCA's synthetic experiment: settings, simulation, judgment and figure."""
