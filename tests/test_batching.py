@@ -160,7 +160,7 @@ def test_devices_are_dealt_to_points_first() -> None:
     assert layout(points=5, most=1, devices=2) == (1, 1)
 
 
-@pytest.mark.parametrize(("free", "width"), [(1e6, 8), (100.0, 4), (3.0, 1)])
+@pytest.mark.parametrize(("free", "width"), [(1e6, 8), (90.0, 4), (3.0, 1)])
 def test_as_many_points_as_memory_holds(
     free: float, width: int, side_by_side: Traced, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,9 +34,13 @@ def method_of(name: str) -> tuple[Method, bool]:
     return method, config.model.features.table > 0
 
 
+SAME_ROUND = {"fedgroup": "update_kmeans", "fl_hc": "update_kmeans", "finetune": "fedavg"}
+
+
 class Built(NamedTuple):
     """A recipe on a tiny federation, with its round compiled once for all tests."""
 
+    name: str
     sim: Simulator
     round: Callable[[State, Any, rounds.Hyper], tuple[State, RoundInfo]]
     traces: list[None]  # one entry a trace
@@ -57,7 +61,7 @@ def build(name: str) -> Built:
         traces.append(None)
         return round_fn(state, arrays, numbers)
 
-    return Built(sim, counted, traces)
+    return Built(name, sim, counted, traces)
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -103,6 +107,8 @@ def assert_close(found: Any, wanted: Any, what: str) -> None:
 @pytest.mark.contract
 def test_a_loop_of_rounds_side_by_side_over_seeds_is_each_round_alone(built: Built) -> None:
     """jit = scan = vmap over seeds."""
+    if built.name in SAME_ROUND:
+        pytest.skip(f"its round is that of {SAME_ROUND[built.name]}: they differ between rounds")
     arrays, numbers = built.sim.federation.arrays, rounds.hyper(built.sim.method, 10)
     alone = {seed: [(built.start(seed), None)] for seed in (3, 8)}
     for ran in alone.values():

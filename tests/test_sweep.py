@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from click.testing import CliRunner, Result
 
 import fedjax_vp as fvp
 from fedjax_vp import cli, simulate
+from fedjax_vp.batching import static_part
 from fedjax_vp.config import load_config, shipped_configs
 from fedjax_vp.errors import UserError
 from fedjax_vp.progress import Tally
@@ -34,6 +36,23 @@ evaluate: {every: 6, horizons_s: [0.2, 1.0], tile_horizons_s: [1.0]}
 """
 SWEEP = "config: small.yaml\ngrid: {seed: [0, 1], local.lr: [0.1, 1.0e+30]}\n"
 RATE: dict[str, Any] = {"local.lr": 0.1}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_compilation() -> Iterator[None]:
+    """Compiled functions are kept for the module: all of it runs one method on the same data."""
+    known: dict[Any, simulate.Common] = {}
+    make = simulate.Common
+
+    def common(problem: simulate.Problem, rounds: int, points: int = 1) -> simulate.Common:
+        key = (rounds, static_part(problem.method), problem.engine)
+        if key not in known:
+            known[key] = make(problem, rounds, points)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulate, "Common", common)
+        yield
 
 
 def invoke(*words: str) -> Result:
@@ -109,7 +128,13 @@ def test_compare_runs_seeds_together_and_reuses_them(here: Path, monkeypatch: py
     for seeds in ("0,1", "0,1,2"):
         result = invoke("compare", "small.yaml", "--seeds", seeds, "--out", "both")
         assert result.exit_code == 0, result.output
-    assert together == [[0, 1], [2]]
+    # A config given alone is compared with the methods that it names.
+    assert together == [[0, 1], [0, 1], [2], [2]]
+    methods = pl.read_parquet("both/compare.parquet")["method"].unique().to_list()
+    assert {"small", "local_only"} <= set(methods)
+    assert {p.name for p in Path("both").glob("local_only-seed*")} == {
+        f"local_only-seed{k}" for k in range(3)
+    }
 
 
 def test_points_that_share_a_compiled_function(here: Path) -> None:

@@ -1,5 +1,7 @@
 """Groups found once from the clients' updates, then one model for each.
 
+    theta_i = theta_{g(i)},      g = cluster(D_1, ..., D_N)  after the warm-up                     (1)
+
 `fedgroup`: the cosine of the first updates to their leading singular vectors, then k-means (Duan et al.,
 "FedGroup: Efficient Federated Learning via Decomposed Similarity-Based Clustering", ISPA 2021).
 `fl_hc`: agglomerative clustering after some rounds of FedAvg (Briggs, Fan, Andras, "Federated learning with

@@ -13,6 +13,7 @@ import click
 from fedjax_vp.errors import UserError
 
 if TYPE_CHECKING:
+    from fedjax_vp.config import Config
     from fedjax_vp.report import RunFolder
 
 _FREE = ("seed", "name", "engine", "compare")  # settings that may differ between runs of one method
@@ -32,8 +33,9 @@ _FREE = ("seed", "name", "engine", "compare")  # settings that may differ betwee
 def compare(targets: tuple[str, ...], seeds: str | None, out: Path | None) -> None:
     """Compare methods: each TARGET is a config (path or shipped name, run here) or a finished run folder.
 
-    Prints mean errors with 95 % intervals over seeds, paired differences to the first target and the share of
-    users hurt relative to FedAvg; writes compare.parquet, compare.md, compare.csv and figures to the folder.
+    A config given alone is compared with the methods that it names under `compare`. Prints mean errors
+    with 95 % intervals over seeds, paired differences to the first target and the share of users hurt
+    relative to FedAvg; writes compare.parquet, compare.md, compare.csv and figures to the folder.
     """
     execute(targets, parse_seeds(seeds), out)
 
@@ -78,13 +80,14 @@ def collect(targets: Sequence[str], seeds: Sequence[int] | None, out: Path) -> d
     _prepare(targets)
     by_config: dict[str, list[RunFolder]] = {}
     label_of: dict[str, str] = {}
-    for target in targets:
+    for target, method in _methods(targets):
         is_folder = Path(target).is_dir()
-        folders = [Path(target)] if is_folder else _run_all(target, seeds, out)
+        name = method or Path(target).stem
+        folders = [Path(target)] if is_folder else _run_all(target, method, seeds, out)
         for folder in folders:
             run = report.read(folder)
             key = _identity(run.manifest.get("config", run.summary["algorithm"]))
-            label = run.label if is_folder else Path(target).stem
+            label = run.label if is_folder else name
             if label_of.setdefault(key, label) != label and not is_folder:
                 raise UserError(f"{target}: the same config as {label_of[key]}; give it once")
             by_config.setdefault(key, []).append(run)
@@ -115,16 +118,34 @@ def _prepare(targets: Sequence[str]) -> None:
     prepare_devices(max((config.engine.devices for config in configs), default=0))
 
 
-def _run_all(target: str, seeds: Sequence[int] | None, out: Path) -> list[Path]:
+def _methods(targets: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Targets, each with None; of a config given alone, also the methods that it names under `compare`."""
+    from fedjax_vp.config import load_config
+
+    found: list[tuple[str, str | None]] = [(target, None) for target in targets]
+    if len(targets) == 1 and not Path(targets[0]).is_dir():
+        found += [(targets[0], name) for name in load_config(targets[0]).beside]
+    return found
+
+
+def _config(target: str, method: str | None, **overrides: int) -> Config:
+    """The target's config by itself, or that of a method beside it."""
+    from fedjax_vp.config import load_config
+
+    if method is None:
+        return load_config(target, compare=[], **overrides)
+    return load_config(target, **overrides).beside[method]
+
+
+def _run_all(target: str, method: str | None, seeds: Sequence[int] | None, out: Path) -> list[Path]:
     """Runs a config with its seeds, side by side; finished runs stay, interrupted ones continue."""
     from fedjax_vp import results, simulate
-    from fedjax_vp.config import load_config
     from fedjax_vp.progress import Tally
     from fedjax_vp.sweeps import groups
 
-    own, name = load_config(target, compare=[]), Path(target).stem
+    own, name = _config(target, method), method or Path(target).stem
     cases = [
-        groups.Case(load_config(target, compare=[], seed=seed), out / f"{name}-seed{seed}")
+        groups.Case(_config(target, method, seed=seed), out / f"{name}-seed{seed}")
         for seed in (seeds if seeds is not None else [own.seed])
     ]
     for case in cases:
