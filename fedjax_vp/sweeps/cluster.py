@@ -61,7 +61,7 @@ def divide(groups: Sequence[Sequence[Case]], slots: int) -> list[list[Case]]:
 
 def _join() -> Any:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             "--cluster ray needs Ray: install it with pip install 'fedjax-vp[ray]', here and on the cluster"
