@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels, operations, pooling
+from fedjax_vp.federated.grouping.settings import IFCA
 from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.settings import Adaptive, Level, Method, Optax
 
@@ -65,6 +66,9 @@ def test_joint_labels_hold_only_pairs_that_occur_and_unknown_parts_are_unknown()
 def test_an_unknown_label_names_those_there_are() -> None:
     with pytest.raises(UserError, match=r"no label 'usr'.*it has .*user, video"):
         levels.grouping(pools.LABELS, "video*usr")
+    asked = Level("cluster", by="video", grouping=IFCA(of="usr"))
+    with pytest.raises(UserError, match=r"levels: grouping\.of: no label 'usr'"):
+        levels.groupings_of(pools.LABELS, (asked,))
 
 
 def test_a_label_that_is_known_of_nobody_is_refused() -> None:

@@ -104,8 +104,8 @@ def owns(patterns: tuple[str, ...], leaf: str) -> bool:
     return verdict
 
 
-def grouping(labels: dict[str, np.ndarray], by: str) -> Grouping:
-    """Group codes of the joint label `by` ("" one group, "video*user" pairs that occur)."""
+def grouping(labels: dict[str, np.ndarray], by: str, key: str = "by") -> Grouping:
+    """Group codes of the joint label `by` ("" one group, "video*user" pairs that occur); `key` asks."""
     size = len(labels["session"])
     if not by:
         return Grouping(np.zeros(size, np.int32), 1)
@@ -113,12 +113,12 @@ def grouping(labels: dict[str, np.ndarray], by: str) -> Grouping:
     missing = [name for name in names if name not in labels]
     if missing:
         raise UserError(
-            f"levels: by: no label {missing[0]!r} in this data set; it has {', '.join(sorted(labels))}"
+            f"levels: {key}: no label {missing[0]!r} in this data set; it has {', '.join(sorted(labels))}"
         )
     codes = np.stack([labels[name] for name in names], axis=1)
     known = (codes >= 0).all(axis=1)
     if not known.any():
-        raise UserError(f"levels: by: no session has a known {by!r} in this data set; take the level out")
+        raise UserError(f"levels: {key}: no session has a known {by!r} in this data set; take the level out")
     code = np.full(size, -1, np.int32)
     _, code[known] = np.unique(codes[known], axis=0, return_inverse=True)
     return Grouping(code, int(code.max()) + 1)
@@ -141,7 +141,8 @@ def groupings_of(
         group = grouping(labels, level.by)
         settings = level.grouping
         if not isinstance(settings, Known):
-            unit = grouping(labels, "*".join(name for name in (level.by, settings.of) if name)).code
+            joint = "*".join(name for name in (level.by, settings.of) if name)
+            unit = grouping(labels, joint, "grouping.of").code
             if isinstance(settings, PACFL | Trajectories):
                 assert look is not None
                 group = Grouping(*look(settings, group.code, unit))
