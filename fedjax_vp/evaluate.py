@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from fedjax_vp import geometry
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels, mixing
-from fedjax_vp.federated.federation import Arrays, Windows, cut, gather, thin, traces_of
+from fedjax_vp.federated.federation import Arrays, Windows, cut, cut_early, gather, thin, traces_of
 from fedjax_vp.federated.round import Simulator, State
 from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.models.base import Inputs, Params, Predictor, WindowShape
@@ -89,17 +89,26 @@ def adapt(sim: Simulator, model: Params, state: State, arrays: Arrays, session: 
 
     traces, row = traces_of(arrays, session[None])
 
-    def now_of(picked: Array) -> tuple[Array, Array]:
-        train, early = arrays.train.of(session), arrays.adapt.of(session)
-        return train[jnp.minimum(picked, train.shape[0] - 1)], early[jnp.minimum(picked, early.shape[0] - 1)]
+    def windows(picked: Array) -> tuple[tuple[Inputs, Array], Array]:
+        train, early = (
+            of_phase[jnp.minimum(picked, of_phase.shape[0] - 1)]
+            for of_phase in (arrays.train.of(session), arrays.adapt.of(session))
+        )
+        whole = cut(traces, sim.federation.shape, jnp.full(picked.shape, row[0]), train)
+        part, seen = cut_early(arrays, sim.federation.shape, session, early)
+        return jax.tree.map(lambda a, b: jnp.where(phase, a, b), (whole, jnp.ones_like(seen)), (part, seen))
 
     def step(index: Array, params: Params) -> Params:
         picked = jax.random.randint(
             jax.random.fold_in(key, index), (settings.batch,), 0, jnp.maximum(count, 1)
         )
-        now = jnp.where(phase, *now_of(picked))
-        inputs, target = cut(traces, sim.federation.shape, jnp.full(settings.batch, row[0]), now)
-        gradient = jax.grad(lambda p: jnp.mean(loss_fn(sim.task.predictor.apply(p, inputs), target)))(params)
+        (inputs, target), seen = windows(picked)
+
+        def objective(p: Params) -> Float[Array, ""]:
+            loss = seen * loss_fn(sim.task.predictor.apply(p, inputs), target)
+            return jnp.sum(loss) / jnp.maximum(jnp.sum(seen), 1.0)
+
+        gradient = jax.grad(objective)(params)
         return {n: p - settings.lr * gradient[n] if n in free else p for n, p in params.items()}
 
     return jax.lax.fori_loop(0, jnp.where(count > 0, settings.steps, 0), step, model)

@@ -69,6 +69,11 @@ def assert_nothing_leaks(traces: TraceSet, protocol: Protocol, phases: Split) ->
     history, horizon = round(protocol.history_s * RATE), round(protocol.horizon_s * RATE)
     masks = {name: mask for name, mask in phases._asdict().items() if name != "row"}
     touched = {name: samples_of(mask, history, horizon) for name, mask in masks.items()}
+    # Of the targets of adapt windows only what lies before the sample after the last one's now is used.
+    last = np.where(phases.adapt, np.arange(phases.adapt.shape[1])[None, :], -1).max(axis=1)
+    touched["adapt"] &= np.arange(phases.adapt.shape[1])[None, :] <= last[:, None] + 1
+    since_s = (np.nonzero(touched["adapt"])[1] - traces.valid.argmax(axis=1)[np.nonzero(touched["adapt"])[0]]) / RATE
+    assert (since_s <= protocol.adapt_s + 1e-6).all()
     for name, mask in masks.items():
         now = np.nonzero(mask)[1]
         assert (now - history + 1 >= 0).all()
@@ -168,14 +173,15 @@ def test_late_sessions_are_cut_by_video_time() -> None:
 @pytest.mark.parametrize("protocol", [UnseenUsers, UnseenVideos, UnseenBoth])
 def test_adaptation_budgets_share_test_windows(protocol: type[UnseenUsers]) -> None:
     traces = full(samples=120)
-    budgets = (0.0, 3.0, 7.0, 10.0)
+    budgets = (0.0, 1.9, 2.0, 5.0, 10.0)
     splits = [split(traces, protocol(adapt_s=budget, reserve_s=10.0)) for budget in budgets]
     for phases in splits:
         np.testing.assert_array_equal(phases.test, splits[0].test)
         np.testing.assert_array_equal(phases.train, splits[0].train)
     counts = [int(phases.adapt.sum()) for phases in splits]
-    assert counts[0] == counts[1] == 0
-    assert 0 < counts[2] < counts[3]
+    tested = int(splits[0].test.any(axis=1).sum())
+    # History up to 1.8 s, and one more sample to predict, at 2 s; 15 samples more until 5 s, 40 until 10 s.
+    assert counts == [0, 0, tested, 16 * tested, 41 * tested]
     assert (split(traces, protocol(adapt_s=4.0)).test == split(traces, protocol()).test).all()
 
 

@@ -35,6 +35,7 @@ class Chosen(NamedTuple):
     session: Int[Array, ""]  # whose model is asked for
     windows: tuple[Inputs, Float[Array, "window horizon 3"]]
     weight: Float[Array, "window"]
+    seen: Float[Array, "window horizon"] | None = None  # samples of the targets that count; None: all
 
 
 def assign(
@@ -187,12 +188,15 @@ def judge(task: Task, states: tuple[LevelState, ...], index: int, chosen: Chosen
         row = learned.within[unit] * groups + group
         own = {n: rows[row] for n, rows in state.rows.items()}
         model = own | {n: p + own[n] if n in own else p for n, p in theta.items()}
-        return jnp.mean(loss_fn(task.predictor.apply(model, inputs), target), axis=1)
+        loss = loss_fn(task.predictor.apply(model, inputs), target)
+        if chosen.seen is None:
+            return jnp.mean(loss, axis=1)
+        return jnp.sum(chosen.seen * loss, axis=1) / jnp.maximum(jnp.sum(chosen.seen, axis=1), 1.0)
 
     loss = jax.lax.map(one, jnp.arange(groups))  # [group, window]
     if isinstance(settings, IFCA) and settings.soft:
         loss = jax.nn.one_hot(jnp.argmin(loss, axis=0), groups, axis=0)
-    weight = chosen.weight / jnp.maximum(jnp.sum(chosen.weight), 1.0)
+    weight = chosen.weight / jnp.maximum(jnp.sum(chosen.weight), 1e-9)
     return loss @ weight
 
 

@@ -227,6 +227,22 @@ def cut(
     return inputs, samples[:, shape.history :]
 
 
+def cut_early(
+    arrays: Arrays, shape: WindowShape, session: Int[Array, ""], now: Int[Array, "window"]
+) -> tuple[tuple[Inputs, Float[Array, "window horizon 3"]], Float[Array, "window horizon"]]:
+    """Cuts `adapt` windows of a session, and says which samples of their targets adaptation may see.
+
+    These are the samples up to the one after the session's last adapt window; the others are replaced by the
+    last direction observed, and weigh 0.
+    """
+    traces, row = traces_of(arrays, session[None])
+    inputs, target = cut(traces, shape, jnp.full(now.shape, row[0]), now)
+    last = arrays.adapt.at(session, jnp.maximum(arrays.adapt.count[session] - 1, 0))
+    seen = now[:, None] + jnp.arange(shape.horizon)[None, :] <= last
+    target = jnp.where(seen[..., None], target, inputs.past[:, -1:])
+    return (inputs, target), seen.astype(jnp.float32)
+
+
 def client_windows(arrays: Arrays, client: Int[Array, "*any"]) -> Int[Array, "*any"]:
     """Training windows of clients."""
     bags = arrays.bags

@@ -21,7 +21,7 @@ from jaxtyping import Array, Int
 from fedjax_vp.federated import assignment, levels
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated.assignment import Chosen
-from fedjax_vp.federated.federation import Arrays, cut, traces_of
+from fedjax_vp.federated.federation import Arrays, cut_early
 from fedjax_vp.federated.grouping.settings import IFCA
 from fedjax_vp.federated.local import Client
 from fedjax_vp.federated.round import State
@@ -97,10 +97,10 @@ def _place_level(
 
     def one(session: Int[Array, ""]) -> Array:
         now = arrays.adapt.of(session)
-        weight = (jnp.arange(now.shape[0]) < arrays.adapt.count[session]).astype(jnp.float32)
-        traces, row = traces_of(arrays, session[None])
-        windows = cut(traces, sim.federation.shape, jnp.full(now.shape, row[0]), now)
-        verdict = assignment.judge(sim.task, states, index, Chosen(session, windows, weight))
+        real = jnp.arange(now.shape[0]) < arrays.adapt.count[session]
+        windows, seen = cut_early(arrays, sim.federation.shape, session, now)
+        weight = jnp.where(real, jnp.mean(seen, axis=1), 0.0)
+        verdict = assignment.judge(sim.task, states, index, Chosen(session, windows, weight, seen))
         regret = -verdict if sim.groupings[index].soft else verdict
         return jnp.argmin(jnp.where(users[parent[session]] > 0, regret, jnp.inf))
 
