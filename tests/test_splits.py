@@ -72,7 +72,8 @@ def assert_nothing_leaks(traces: TraceSet, protocol: Protocol, phases: Split) ->
     # Of the targets of adapt windows only what lies before the sample after the last one's now is used.
     last = np.where(phases.adapt, np.arange(phases.adapt.shape[1])[None, :], -1).max(axis=1)
     touched["adapt"] &= np.arange(phases.adapt.shape[1])[None, :] <= last[:, None] + 1
-    since_s = (np.nonzero(touched["adapt"])[1] - traces.valid.argmax(axis=1)[np.nonzero(touched["adapt"])[0]]) / RATE
+    session, at = np.nonzero(touched["adapt"])
+    since_s = (at - traces.valid.argmax(axis=1)[session]) / RATE
     assert (since_s <= protocol.adapt_s + 1e-6).all()
     for name, mask in masks.items():
         now = np.nonzero(mask)[1]

@@ -10,11 +10,11 @@ over it. Windows are chosen by video time, never by index. What holds for every 
 - Validation windows come from sessions (or parts of sessions) kept from training, never from test sessions.
 
 **Adaptation.** With ``adapt_s`` > 0, windows of test sessions that have a history and at least one sample of
-their target within the session's first ``adapt_s`` seconds are `adapt` (``start_s`` does not hold for them). Of
-their targets only the samples up to then may be used (`federation.cut_early`): so two seconds of history leave
-something to learn from after 2 s already. Test windows begin, history included, after ``max(adapt_s, reserve_s)`` seconds: set ``reserve_s`` to the largest budget of
-a comparison and every budget is scored on the same test windows. Budgets up to ``start_s - history_s`` (by
-default 4 s) never change them.
+their target within the session's first ``adapt_s`` seconds are `adapt` (``start_s`` does not hold for them).
+Of their targets only the samples up to then may be used (`federation.cut_early`): so two seconds of history
+leave something to learn from after 2 s already. Test windows begin, history included, after
+``max(adapt_s, reserve_s)`` seconds: set ``reserve_s`` to the largest budget of a comparison and every budget
+is scored on the same test windows. Budgets up to ``start_s - history_s`` (by default 4 s) never change them.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def _adapt(traces: TraceSet, protocol: Windows) -> tuple[np.ndarray, np.ndarray]
         np.arange(traces.valid.shape[1])[None, :] - traces.valid.argmax(axis=1)[:, None]
     ) / traces.rate_hz
     within = age_s + 1 / traces.rate_hz <= protocol.adapt_s + _SLACK_S
-    within[:, age_s.shape[1] - horizon :] = False  # cut with their whole target, which must exist to be masked
+    within[:, age_s.shape[1] - horizon :] = False  # cut with whole targets, then masked
     missing = np.cumsum(~traces.valid & (age_s >= 0), axis=1) > 0  # a hole ends what may be seen
     within &= ~np.pad(missing[:, 1:], ((0, 0), (0, 1)))
     adapt = within & traces.eligible(history, 1) & _on_stride(traces, protocol, protocol.stride)
