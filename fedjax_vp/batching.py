@@ -19,8 +19,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_vp.federated import round as rounds_of
-from fedjax_vp.federated.round import Hyper, RoundInfo, Simulator, State
+from fedjax_vp.federated.round import Hyper, RoundInfo, State
 from fedjax_vp.federated.settings import Engine, Method
+from fedjax_vp.federated.simulator import Simulator, simulator
 
 Tree = TypeVar("Tree")
 _MEMORY_SHARE = 0.8  # of what is free, the rest is left to evaluation
@@ -157,7 +158,7 @@ def _spread(sim: Simulator, engine: Engine, rows: int) -> Simulator:
     devices = sim.mesh.devices.reshape(rows, -1)
     task = sim.task
     fewer = replace(engine, devices=devices.shape[1])
-    fitted = rounds_of.simulator(sim.federation, task.predictor, sim.method, fewer)
+    fitted = simulator(sim.federation, task.predictor, sim.method, fewer)
     return fitted._replace(mesh=Mesh(devices, ("points", "clients")))
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fedjax_vp.federated import mixing
-from fedjax_vp.federated.pooling import Shapes
 from fedjax_vp.federated.simulator import Simulator
+from fedjax_vp.federated.sums import Shapes
 from fedjax_vp.models.base import Inputs, Params, WindowShape
 
 REPEATS = 200

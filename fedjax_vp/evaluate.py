@@ -19,8 +19,9 @@ from fedjax_vp import geometry
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels, mixing
 from fedjax_vp.federated.federation import Arrays, Windows, cut, cut_early, gather, thin, traces_of
-from fedjax_vp.federated.round import Simulator, State
+from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Evaluate
+from fedjax_vp.federated.simulator import Simulator
 from fedjax_vp.models.base import Inputs, Params, Predictor, WindowShape
 
 BLOCK = 128  # windows predicted at once

@@ -17,6 +17,7 @@ from fedjax_vp.evaluate import Evaluation
 from fedjax_vp.federated import federation
 from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.models import BASELINES, MODELS, WindowShape
+from fedjax_vp.problem import Outcome, Problem
 from fedjax_vp.progress import Progress
 
 _GENERATED = (synthetic.Synthetic, synthetic.Planted)
@@ -68,7 +69,7 @@ def run(
     compared = _compared(config, folder)
     if folder is not None:
         describe(folder, config, compared, traces)
-    outcomes: dict[str, simulate.Outcome] = {}
+    outcomes: dict[str, Outcome] = {}
     baselines: dict[str, Evaluation] = {}
     with Progress(config.rounds, evaluate.horizons_s, enabled=progress) as bar:
         for name, one in {**compared, config.algorithm: config}.items():
@@ -94,7 +95,7 @@ def record(
     config: Config,
     traces: TraceSet,
     evaluate: Evaluate,
-    outcomes: dict[str, simulate.Outcome],
+    outcomes: dict[str, Outcome],
     folder: Path | None,
 ) -> RunResult:
     """Sums up a run, and writes what belongs into its folder.
@@ -226,7 +227,7 @@ def _adapted_on(config: Config) -> tuple[str, ...]:
     return ("train", "adapt") if config.adapt.on == "auto" else (config.adapt.on,)
 
 
-def problem(config: Config, traces: TraceSet, split: splits.Split, evaluate: Evaluate) -> simulate.Problem:
+def problem(config: Config, traces: TraceSet, split: splits.Split, evaluate: Evaluate) -> Problem:
     """A config's federation, predictor and method, ready to simulate.
 
     Raises:
@@ -234,7 +235,7 @@ def problem(config: Config, traces: TraceSet, split: splits.Split, evaluate: Eva
     """
     _require_weights(config)
     shape = window_shape(config, traces)
-    return simulate.Problem(
+    return Problem(
         federation=federation.sampled(
             federation.build(traces, split, shape, config.client), evaluate.sessions
         ),

@@ -13,13 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedjax_vp.course import Common as Common
-from fedjax_vp.course import Course as Course
-from fedjax_vp.course import Outcome as Outcome
-from fedjax_vp.course import Point as Point
-from fedjax_vp.course import Problem as Problem
-from fedjax_vp.course import advance
+from fedjax_vp.course import Course, advance
 from fedjax_vp.errors import UserError
+from fedjax_vp.problem import Common, Outcome, Point, Problem
 
 
 class Interrupted(Exception):

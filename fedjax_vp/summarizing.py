@@ -14,7 +14,7 @@ from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.evaluate import Evaluation
 from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.geometry import TILE_SCORES
-from fedjax_vp.simulate import Outcome
+from fedjax_vp.problem import Outcome
 
 _COMPARED = (
     *("method", "horizon_s", "mean", "median", "p95", "bytes_up", "bytes_down", "hurt_share"),

@@ -23,8 +23,9 @@ from fedjax_vp.federated import regrouping
 from fedjax_vp.federated import round as rounds
 from fedjax_vp.federated.federation import Arrays, Federation, Windows, build
 from fedjax_vp.federated.grouping.settings import Grouping
-from fedjax_vp.federated.round import RoundInfo, Simulator, State
+from fedjax_vp.federated.round import RoundInfo, State
 from fedjax_vp.federated.settings import Engine, Everyone, Level, Method
+from fedjax_vp.federated.simulator import Simulator, simulator
 
 BASE = np.array([1.0, 0.0, 0.0])
 VELOCITY = np.array([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
@@ -123,7 +124,7 @@ def case(method: Method, engine: Engine = probe.ONE, table: bool = False, **kwar
     """Compiled once for all tests that ask for it."""
     key = repr((method, engine, table, kwargs))
     if key not in _COMPILED:
-        sim = rounds.simulator(federation(**kwargs), probe.predictor(table), method, engine)
+        sim = simulator(federation(**kwargs), probe.predictor(table), method, engine)
         _COMPILED[key] = Case(sim, jax.jit(rounds.make_round(sim)), rounds.hyper(method, 10))
     return _COMPILED[key]
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 
-from fedjax_vp.federated import levels, pooling
+from fedjax_vp.federated import levels, pooling, sums
 from fedjax_vp.federated.levels import Layout, LevelState
-from fedjax_vp.federated.pooling import Hyper, Unit
+from fedjax_vp.federated.pooling import Hyper
 from fedjax_vp.federated.settings import Level, Method
+from fedjax_vp.federated.sums import Unit
 
 SHAPES = {"body": (3,), "head/bias": (2, 3), "video_table": (4, 3)}
 SESSIONS = 12
@@ -70,13 +71,13 @@ def case(
 
     @jax.jit
     def pool(states: Any, units: Any, hyper: Hyper, clock: Any, population: Any) -> tuple[LevelState, ...]:
-        totals = pooling.add(pooling.zeros(layout, params), states, layout, units)
+        totals = sums.add(sums.zeros(layout, params), states, layout, units)
         return pooling.pool(layout, states, totals, population, hyper, clock)
 
     def call(
         states: Any, units: Any, hyper: Hyper, round_index: int = 0, population: float = 100.0
     ) -> tuple[LevelState, ...]:
-        whole = {n: jnp.full((1, *pooling.block_shape(n, s)), population) for n, s in SHAPES.items()}
+        whole = {n: jnp.full((1, *levels.block_shape(n, s)), population) for n, s in SHAPES.items()}
         return pool(states, units, hyper, (jnp.int32(round_index), jnp.int32(10)), whole)
 
     return Case(layout, states, call, hyper_of(settings))

@@ -16,8 +16,8 @@ import toy
 
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.federated.federation import Federation, build
-from fedjax_vp.federated.round import Simulator, simulator
 from fedjax_vp.federated.settings import Engine, Local, Method
+from fedjax_vp.federated.simulator import Simulator, simulator
 from fedjax_vp.models.base import Inputs, Params, Predictor
 from fedjax_vp.models.losses import Chord, LossFn
 

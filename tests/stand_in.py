@@ -10,7 +10,7 @@ import numpy as np
 
 from fedjax_vp.cost import Cost
 from fedjax_vp.evaluate import Evaluation
-from fedjax_vp.simulate import Outcome, Problem
+from fedjax_vp.problem import Outcome, Problem
 
 NUM_USERS, NUM_VIDEOS, LENGTH_S = 4, 2, 20.0
 

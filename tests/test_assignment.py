@@ -20,6 +20,7 @@ from fedjax_vp.federated.grouping.settings import IFCA
 from fedjax_vp.federated.placement import first_clients
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Engine, Level, Method, Pooling
+from fedjax_vp.federated.simulator import simulator
 
 NOISE = 0.4
 PARTING = 1  # a seed whose rows are not all nearest to one
@@ -217,7 +218,7 @@ def test_private_leaves_of_finer_levels_are_part_of_the_model_that_is_judged() -
     body = Level("cluster", owns=("body",), grouping=replace(PLAIN, groups=2))
     method = replace(MODELS, levels=(body, Level("session", by="session", owns=("head/*",))))
     fed = grouped.federation(noise=NOISE)
-    sim = rounds.simulator(fed, grouped.probe.predictor(), method, grouped.probe.ONE)
+    sim = simulator(fed, grouped.probe.predictor(), method, grouped.probe.ONE)
     state = rounds.init(sim, jnp.int32(0))
     heads = np.random.default_rng(0).normal(0, 2, (SESSIONS, toy.SHAPE.horizon, 3)).astype(np.float32)
     levels = (state.levels[0], state.levels[1]._replace(rows={"head/bias": jnp.asarray(heads)}))

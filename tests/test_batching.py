@@ -20,7 +20,8 @@ from fedjax_vp.batching import Chunk, layout, static_part
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated.round import hyper
 from fedjax_vp.federated.settings import Engine, Method
-from fedjax_vp.simulate import Common, Interrupted, Point, simulate, simulate_many
+from fedjax_vp.problem import Common, Point
+from fedjax_vp.simulate import Interrupted, simulate, simulate_many
 
 WIDTH = 2
 

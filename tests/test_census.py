@@ -23,8 +23,9 @@ from matplotlib.text import Text
 from fedjax_vp.federated import census
 from fedjax_vp.federated.grouping.settings import CFL, IFCA, PACFL, KMeans
 from fedjax_vp.federated.settings import Engine, Evaluate, Level
+from fedjax_vp.problem import Outcome, Problem
 from fedjax_vp.report import groups
-from fedjax_vp.simulate import Outcome, Problem, simulate
+from fedjax_vp.simulate import simulate
 from fedjax_vp.summarizing import groups_table
 
 LEARNED = KMeans(groups=2, warmup=2, sketch=16)

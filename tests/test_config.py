@@ -11,7 +11,8 @@ import fedjax_vp as fvp
 from fedjax_vp.config import Config, find_config, load_config, shipped_configs
 from fedjax_vp.data.protocols import UnseenUsers, WithinSession
 from fedjax_vp.errors import UserError
-from fedjax_vp.federated.settings import Adaptive, Everyone, Method, Uniform
+from fedjax_vp.federated.server import Adaptive
+from fedjax_vp.federated.settings import Everyone, Method, Uniform
 from fedjax_vp.models import GRU, MLP, Features, Static
 from fedjax_vp.settings_text import read, write
 

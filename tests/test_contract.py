@@ -20,8 +20,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fedjax_vp.algorithms import RECIPES
 from fedjax_vp.config import load_config
 from fedjax_vp.federated import round as rounds
-from fedjax_vp.federated.round import RoundInfo, Simulator, State
+from fedjax_vp.federated.round import RoundInfo, State
 from fedjax_vp.federated.settings import Method
+from fedjax_vp.federated.simulator import Simulator
 
 
 def method_of(name: str) -> tuple[Method, bool]:

@@ -20,8 +20,9 @@ from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels
 from fedjax_vp.federated import round as rounds
 from fedjax_vp.federated.federation import build, gather, thin
-from fedjax_vp.federated.round import Simulator, State, simulator
+from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Adapt, Engine, Evaluate, Level, Method, Mixing
+from fedjax_vp.federated.simulator import Simulator, simulator
 from fedjax_vp.models.base import Predictor
 from fedjax_vp.models.static import Static
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fedjax_vp.errors import UserError
-from fedjax_vp.federated import levels, pooling
+from fedjax_vp.federated import levels, pooling, sums
 from fedjax_vp.federated.settings import Level, Method
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -109,8 +109,8 @@ def test_a_round_is_the_engines_pooling_over_participants() -> None:
     own = x.reshape(6, 4, 3)
     residual = np.einsum("mnd,md->mn", own, theta[:, 0].T[choice]) - y.reshape(6, 4)
     delta = jnp.asarray(-lr * 2 / 4 * np.einsum("mnd,mn->md", own, residual), jnp.float32)
-    units = {"w": pooling.Unit(delta, jnp.zeros((0, 3)), jnp.ones((6, 1)), jnp.arange(6))}
-    totals = pooling.add(pooling.zeros(layout, {"w": jnp.zeros(3)}), states, layout, units)
+    units = {"w": sums.Unit(delta, jnp.zeros((0, 3)), jnp.ones((6, 1)), jnp.arange(6))}
+    totals = sums.add(sums.zeros(layout, {"w": jnp.zeros(3)}), states, layout, units)
     hyper = pooling.Hyper(*(jnp.array([one]) for one in (1.0, 1.0, 1.0)))
     (new,) = pooling.pool(
         layout, states, totals, {"w": jnp.full((1, 1), 6.0)}, hyper, (jnp.int32(0), jnp.int32(1))

@@ -18,6 +18,7 @@ from fedjax_vp.federated.grouping.settings import CFL, IFCA, KMeans
 from fedjax_vp.federated.learned import Learned
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Everyone, Level, Method
+from fedjax_vp.federated.simulator import simulator
 
 UPDATES = {"groups": 1, "warmup": 1, "every": 1, "sketch": 0}
 
@@ -160,7 +161,7 @@ def test_cfl_sees_updates_as_they_are_and_their_largest_mean() -> None:
 
 def test_each_run_starts_from_rows_of_its_own() -> None:
     method = one_level(IFCA(groups=3, windows=0, spread=0.1))
-    sim = rounds.simulator(grouped.federation(), probe.predictor(), method, probe.ONE)
+    sim = simulator(grouped.federation(), probe.predictor(), method, probe.ONE)
     init = jax.jit(lambda seed: rounds.init(sim, seed).levels[0].rows["body"])
     base = jax.jit(lambda seed: probe.predictor().init(jax.random.fold_in(rounds._key(seed), 0))["body"])
     noise = [np.asarray(init(seed) - base(seed)[None]) for seed in (0, 1)]

@@ -14,7 +14,8 @@ from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels, operations, pooling
 from fedjax_vp.federated.grouping.settings import IFCA
 from fedjax_vp.federated.levels import LevelState
-from fedjax_vp.federated.settings import Adaptive, Level, Method, Optax
+from fedjax_vp.federated.server import Adaptive, Optax
+from fedjax_vp.federated.settings import Level, Method
 
 LEAVES = ["body", "head/bias", "video_table"]
 

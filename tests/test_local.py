@@ -17,8 +17,8 @@ from fedjax_vp.federated import batches, levels
 from fedjax_vp.federated import round as rounds
 from fedjax_vp.federated.federation import gather
 from fedjax_vp.federated.local import Client, ClientResult, local_update, scatter, slots, weigh
-from fedjax_vp.federated.round import Simulator
 from fedjax_vp.federated.settings import Level, Method, Pooling
+from fedjax_vp.federated.simulator import Simulator
 
 TRACES = toy.traces()
 SPLIT = toy.split(TRACES)

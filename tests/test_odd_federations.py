@@ -14,7 +14,9 @@ import toy
 from fedjax_vp.federated import levels
 from fedjax_vp.federated import round as rounds
 from fedjax_vp.federated.federation import Federation, build
-from fedjax_vp.federated.settings import Adaptive, Availability, Everyone, Level, Method
+from fedjax_vp.federated.server import Adaptive
+from fedjax_vp.federated.settings import Availability, Everyone, Level, Method
+from fedjax_vp.federated.simulator import simulator
 
 GLOBAL = Level("global")
 VIDEO = Level("video", by="video", owns=("head/*",), shrinkage="auto")
@@ -25,7 +27,7 @@ HABIT = np.array([0, *[-1] * 11], np.int32)
 
 def run(method: Method, fed: Federation, count: int = 3) -> tuple[rounds.State, rounds.RoundInfo]:
     """Some rounds from the start; the last one's info."""
-    sim = rounds.simulator(fed, probe.predictor(), method, probe.ONE)
+    sim = simulator(fed, probe.predictor(), method, probe.ONE)
     step, state = jax.jit(rounds.make_round(sim)), rounds.init(sim, jnp.int32(0))
     for _ in range(count):
         state, info = step(state, fed.arrays, rounds.hyper(method, 10))
@@ -101,6 +103,6 @@ def test_a_round_that_nobody_attends_changes_nothing() -> None:
     away = replace(PLAIN, levels=DEEP, participation=Availability(clients=6, online=1e-9, dropout=0.0))
     state, info = run(away, toy.federation())
     assert (int(info.invited), int(info.reported), bool(info.healthy)) == (0, 0, True)
-    sim = rounds.simulator(toy.federation(), probe.predictor(), away, probe.ONE)
+    sim = simulator(toy.federation(), probe.predictor(), away, probe.ONE)
     start = rounds.init(sim, jnp.int32(0))
     jax.tree.map(np.testing.assert_array_equal, state.levels, start.levels)

@@ -14,8 +14,9 @@ from grouped import GROUP, SESSIONS, case, groups, one_level
 
 from fedjax_vp.federated.grouping.settings import IFCA, KMeans
 from fedjax_vp.federated.placement import make_place
-from fedjax_vp.federated.round import Simulator, State
+from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Level
+from fedjax_vp.federated.simulator import Simulator
 
 NEW, MUTE = (2, 3, 7), (10,)  # never train; the first have adapt windows
 KINDS = {

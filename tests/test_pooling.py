@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_vp.federated import pooling
-from fedjax_vp.federated.settings import Adaptive, Average, Level, Optax
+from fedjax_vp.federated import pooling, sums
+from fedjax_vp.federated.server import Adaptive, Average, Optax
+from fedjax_vp.federated.settings import Level
 
 NO_TABLE = ("*", "!video_table")
 HIERARCHIES = {
@@ -244,6 +245,6 @@ def test_any_assignment_and_any_weights(
 def test_crossed_levels_keep_one_table_of_pairs_for_leaves_of_equal_weight() -> None:
     one = pools.case((Level("global"), Level("video", by="video"), Level("user", by="user")))
     params = {n: jnp.zeros(shape) for n, shape in pools.SHAPES.items()}
-    tables = pooling.zeros(one.layout, params).levels[2].pair
+    tables = sums.zeros(one.layout, params).levels[2].pair
     assert list(tables) == [1]
     assert {n: x.shape for n, x in tables[1].items()} == {"by client": (4, 3, 1), "video_table": (4, 3, 4)}

@@ -12,7 +12,8 @@ from fedjax_vp import algorithms
 from fedjax_vp.algorithms import RECIPES, recipe
 from fedjax_vp.config import load_config
 from fedjax_vp.errors import UserError
-from fedjax_vp.federated.settings import Adaptive, Average, Everyone
+from fedjax_vp.federated.server import Adaptive, Average
+from fedjax_vp.federated.settings import Everyone
 
 
 @pytest.mark.contract

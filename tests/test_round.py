@@ -19,19 +19,10 @@ from fedjax_vp.federated import levels
 from fedjax_vp.federated import round as rounds
 from fedjax_vp.federated.federation import Arrays, gather
 from fedjax_vp.federated.local import Client, ClientResult, local_update
-from fedjax_vp.federated.round import RoundInfo, Simulator, State
-from fedjax_vp.federated.settings import (
-    Adaptive,
-    Availability,
-    Average,
-    Engine,
-    Everyone,
-    Level,
-    Method,
-    Optax,
-    Pooling,
-    Uniform,
-)
+from fedjax_vp.federated.round import RoundInfo, State
+from fedjax_vp.federated.server import Adaptive, Average, Optax
+from fedjax_vp.federated.settings import Availability, Engine, Everyone, Level, Method, Pooling, Uniform
+from fedjax_vp.federated.simulator import Simulator, simulator
 
 TRACES = toy.traces()
 SPLIT = toy.split(TRACES)
@@ -489,7 +480,7 @@ def test_an_unmixed_federation_of_labels_that_are_unknown_of_some() -> None:
     habit = np.where(TRACES.user == 3, -1, TRACES.user % 2)
     fed = probe.relabel(TRACES, habit=habit)
     method = replace(FEDAVG, levels=(Level("global"), Level("habit", by="habit", shrinkage=0.5)))
-    sim = rounds.simulator(fed, probe.predictor(), method, probe.ONE)
+    sim = simulator(fed, probe.predictor(), method, probe.ONE)
     state = rounds.init(sim, jnp.int32(0))
     deltas = [descend(model_of(state), whole_batch(fed.arrays, [s]), 0.5, 3) for s in range(12)]
     after, _ = jax.jit(rounds.make_round(sim))(state, fed.arrays, rounds.hyper(method, 10))

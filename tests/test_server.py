@@ -12,7 +12,8 @@ import pytest
 
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import server
-from fedjax_vp.federated.settings import Adaptive, Average, Level, Optax, Schedule
+from fedjax_vp.federated.server import Adaptive, Average, Optax, Schedule
+from fedjax_vp.federated.settings import Level
 
 ROUNDS = 5
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedjax_vp.errors import UserError
-from fedjax_vp.federated.settings import Schedule
+from fedjax_vp.federated.server import Schedule
 from fedjax_vp.settings_text import nest, parse, plain, read, write
 
 TREES = st.recursive(

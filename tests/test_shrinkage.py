@@ -11,9 +11,10 @@ import oracle
 import pools
 import pytest
 
-from fedjax_vp.federated import levels, pooling, shrinkage
-from fedjax_vp.federated.pooling import Unit
-from fedjax_vp.federated.settings import Average, Level, Method
+from fedjax_vp.federated import levels, pooling, shrinkage, sums
+from fedjax_vp.federated.server import Average
+from fedjax_vp.federated.settings import Level, Method
+from fedjax_vp.federated.sums import Unit
 
 AUTO = (
     Level("global", owns=("body", "head/*"), server=Average(lr=0.6)),
@@ -150,7 +151,7 @@ def run_rounds(
         def body(index: jax.Array, states: Any) -> Any:
             theta = states[0].rows["body"] + states[1].rows["body"][group]
             unit = Unit(progress * (value - theta), noise, weight, jnp.asarray(client_of, jnp.int32))
-            totals = pooling.add(pooling.zeros(layout, params), states, layout, {"body": unit})
+            totals = sums.add(sums.zeros(layout, params), states, layout, {"body": unit})
             clock = (index, jnp.int32(rounds))
             return pooling.pool(layout, states, totals, whole, pools.hyper_of(settings), clock)
 

@@ -15,10 +15,13 @@ import probe
 import pytest
 import toy
 
+from fedjax_vp.course import Course
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated.federation import build
-from fedjax_vp.federated.settings import Adaptive, Engine, Evaluate, Level, Method, Mixing, Schedule, Uniform
-from fedjax_vp.simulate import Common, Course, Interrupted, Outcome, Point, Problem, simulate
+from fedjax_vp.federated.server import Adaptive, Schedule
+from fedjax_vp.federated.settings import Engine, Evaluate, Level, Method, Mixing, Uniform
+from fedjax_vp.problem import Common, Outcome, Point, Problem
+from fedjax_vp.simulate import Interrupted, simulate
 
 ROUNDS = 7
 TRACES = toy.traces()

@@ -20,6 +20,7 @@ from fedjax_vp.federated.federation import Federation, build
 from fedjax_vp.federated.grouping.settings import IFCA
 from fedjax_vp.federated.local import Client
 from fedjax_vp.federated.settings import Engine, Everyone, Level, Local, Method, Uniform
+from fedjax_vp.federated.simulator import simulator
 
 COUNT = 100_001
 PLANTED = Planted(users=7, videos=4, duration_s=12.0, duration_power=0.5, min_duration_s=4.0)
@@ -103,7 +104,7 @@ def test_a_round_without_stored_traces_is_the_same_round(name: str, monkeypatch:
     for stored, engine in ((True, Engine(devices=1)), (False, Engine(client_block=3, devices=2))):
         monkeypatch.setattr(stretches, "GENERATED", 12)  # several stretches
         fed = federation(stored, method.client)
-        sim = rounds.simulator(fed, toy.predictor(), method, engine)
+        sim = simulator(fed, toy.predictor(), method, engine)
         ticks: list[int] = []
         sim = sim._replace(
             task=sim.task._replace(tick=lambda device, _, ticks=ticks: ticks.append(int(device)))
@@ -132,4 +133,4 @@ def test_one_client_of_all_sessions_is_not_generated_at_once() -> None:
     traces = generate(replace(PLANTED, users=300, stored=False))
     fed = build(traces, split(traces, PROTOCOL), toy.SHAPE, "all")
     with pytest.raises(UserError, match=r"1200 sessions.*dataset.stored: true"):
-        rounds.simulator(fed, toy.predictor(), Method(client="all"), Engine())
+        simulator(fed, toy.predictor(), Method(client="all"), Engine())

@@ -21,6 +21,7 @@ from fedjax_vp import cli, simulate
 from fedjax_vp.batching import static_part
 from fedjax_vp.config import load_config, shipped_configs
 from fedjax_vp.errors import UserError
+from fedjax_vp.problem import Common, Problem
 from fedjax_vp.progress import Tally
 from fedjax_vp.sweeps import cluster, groups, spec
 
@@ -41,17 +42,18 @@ RATE: dict[str, Any] = {"local.lr": 0.1}
 @pytest.fixture(autouse=True, scope="module")
 def one_compilation() -> Iterator[None]:
     """Compiled functions are kept for the module: all of it runs one method on the same data."""
-    known: dict[Any, simulate.Common] = {}
-    make = simulate.Common
+    known: dict[Any, Common] = {}
+    make = Common
 
-    def common(problem: simulate.Problem, rounds: int, points: int = 1) -> simulate.Common:
+    def common(problem: Problem, rounds: int, points: int = 1) -> Common:
         key = (rounds, static_part(problem.method), problem.engine)
         if key not in known:
             known[key] = make(problem, rounds, points)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulate, "Common", common)
+        for module in (simulate, groups):
+            patch.setattr(module, "Common", common)
         yield
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from fedjax_vp.data.splits import Split
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.federated.federation import Federation, build
-from fedjax_vp.federated.round import Simulator, simulator
 from fedjax_vp.federated.settings import Engine, Method
+from fedjax_vp.federated.simulator import Simulator, simulator
 from fedjax_vp.models.base import WindowShape
 from fedjax_vp.models.features import Features
 from fedjax_vp.models.mlp import MLP

@@ -19,7 +19,6 @@ exact for hard memberships, and a bound from above for soft ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 import jax
@@ -27,40 +26,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fedjax_vp.federated import server, shrinkage
-from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState, Membership, block_shape
+from fedjax_vp.federated.levels import Layout, LevelState
+from fedjax_vp.federated.sums import Sums, Totals, table_of
 from fedjax_vp.models.base import Params
-
-Shapes = Mapping[str, Array | jax.ShapeDtypeStruct]
-"""Parameters of which only the shapes matter."""
-
-
-class Unit(NamedTuple):
-    """What clients report about one leaf; a unit is a client, or a session of one where the leaf varies."""
-
-    delta: Array  # [unit, ...]
-    halves: (
-        Array  # [unit, ...] difference of the two halves of the local steps (empty without auto shrinkage)
-    )
-    weight: Array  # [unit, blocks or 1, ...] same rank as delta: weight times coverage
-    session: Array  # int32 [unit]
-
-
-class Sums(NamedTuple):
-    """Weighted sums of one level over the participants."""
-
-    update: Params  # R_l: [group, ...]
-    weight: Params  # W_l: [group, blocks or 1, ...]
-    square_weight: Params  # sum of w^2, like weight
-    pair: dict[int, Params]  # C: [group, coarse group, block] by crossed coarser level and `table_of`
-
-
-class Totals(NamedTuple):
-    """Everything a round adds up over its participants."""
-
-    levels: tuple[Sums, ...]
-    square: Params  # SS per leaf, [1, ...]
-    halves: Params  # sum of w times squared half differences, [1, ...]
-    weight: Params  # [1, blocks or 1, ...]
 
 
 class Hyper(NamedTuple):
@@ -69,93 +37,6 @@ class Hyper(NamedTuple):
     server_lr: Float[Array, "level"]
     shrinkage: Float[Array, "level"]  # ignored where the level says auto
     progress: Float[Array, "level"]
-
-
-def table_of(layout: Layout, leaf: str) -> str:
-    """Name of the table C that holds a leaf's weights; leaves of equal weights share one."""
-    if BLOCK_AXES.get(leaf, 0):
-        return leaf
-    return "by session" if leaf in layout.varying else "by client"
-
-
-def zeros(layout: Layout, params: Shapes) -> Totals:
-    """Empty sums for a model of these leaves."""
-    weight = {n: jnp.zeros(block_shape(n, p.shape)) for n, p in params.items()}
-    stat = {n: shrinkage.stat_shape(n, p.shape) for n, p in params.items()}
-
-    def stack(names: tuple[str, ...], size: tuple[int, ...], like: Shapes) -> Params:
-        return {n: jnp.zeros((*size, *like[n].shape)) for n in names}
-
-    levels = []
-    for fine, (names, count) in enumerate(zip(layout.owned, layout.num_groups, strict=True)):
-        crossed = [j for j in range(fine) if layout.relation[fine, j] == "crossed"]
-        pair = {
-            j: {
-                table_of(layout, n): jnp.zeros((count, layout.num_groups[j], weight[n].size))
-                for n in names
-                if n in layout.owned[j]
-            }
-            for j in crossed
-        }
-        sizes = stack(names, (count,), weight)
-        levels.append(Sums(stack(names, (count,), params), sizes, dict(sizes), pair))
-    square = {n: jnp.zeros((1, *shape)) for n, shape in stat.items()}
-    return Totals(tuple(levels), square, dict(square), {n: w[None] for n, w in weight.items()})
-
-
-def add(totals: Totals, states: tuple[LevelState, ...], layout: Layout, units: dict[str, Unit]) -> Totals:
-    """Adds some clients' reports to the sums."""
-    levels = tuple(_add_level(index, sums, states, layout, units) for index, sums in enumerate(totals.levels))
-    square, halves, weight = dict(totals.square), dict(totals.halves), dict(totals.weight)
-    for leaf, unit in units.items():
-        axes = tuple(1 + a for a in shrinkage.stat_axes(leaf, unit.delta.ndim - 1))
-        square[leaf] += jnp.sum(unit.weight * unit.delta**2, axis=(0, *axes), keepdims=True)
-        weight[leaf] += jnp.sum(unit.weight, axis=0, keepdims=True)
-        if unit.halves.size:
-            halves[leaf] += jnp.sum(unit.weight * unit.halves**2, axis=(0, *axes), keepdims=True)
-    return Totals(levels, square, halves, weight)
-
-
-def _add_level(
-    index: int, sums: Sums, states: tuple[LevelState, ...], layout: Layout, units: dict[str, Unit]
-) -> Sums:
-    members = states[index].members
-    update, weight, square = dict(sums.update), dict(sums.weight), dict(sums.square_weight)
-    for leaf in update:
-        unit = units[leaf]
-        for a in range(members.group.shape[1]):
-            group = members.group[unit.session, a]
-            w = unit.weight * _expand(members.share[unit.session, a], unit.weight.ndim)
-            update[leaf] = _scatter(update[leaf], group, w * unit.delta)
-            weight[leaf] = _scatter(weight[leaf], group, w)
-            square[leaf] = _scatter(square[leaf], group, w**2)
-    leaf_of = {table_of(layout, n): n for n in update}
-    pair = {
-        j: {t: _add_pairs(c, members, states[j].members, units[leaf_of[t]]) for t, c in tables.items()}
-        for j, tables in sums.pair.items()
-    }
-    return Sums(update, weight, square, pair)
-
-
-def _add_pairs(table: Array, fine: Membership, coarse: Membership, unit: Unit) -> Array:
-    weight = unit.weight.reshape(unit.weight.shape[0], -1)
-    for a in range(fine.group.shape[1]):
-        for b in range(coarse.group.shape[1]):
-            both = fine.share[unit.session, a] * coarse.share[unit.session, b]
-            at = table.at[fine.group[unit.session, a], coarse.group[unit.session, b]]
-            table = at.add(weight * both[:, None])
-    return table
-
-
-def _scatter(total: Array, group: Array, value: Array) -> Array:
-    """Adds [unit, ...] to rows [group, ...]; one row needs no scatter."""
-    if total.shape[0] == 1:
-        return total + jnp.sum(value, axis=0, keepdims=True)
-    return total.at[group].add(value)
-
-
-def _expand(x: Array, ndim: int) -> Array:
-    return x.reshape(x.shape + (1,) * (ndim - x.ndim))
 
 
 def pool(
@@ -261,7 +142,9 @@ def _move(
 
     def keep(path: tuple, new: Array, old: Array) -> Array:
         names = [p.key for p in path if isinstance(p, jax.tree_util.DictKey)]
-        mask = active[names[-1]] if names and names[-1] in active else _expand(weight > 0, new.ndim)
+        mask = (weight > 0).reshape(-1, *(1,) * (new.ndim - 1))
+        if names and names[-1] in active:
+            mask = active[names[-1]]
         return jnp.where(mask, new, old)
 
     optimizer = jax.tree_util.tree_map_with_path(keep, optimizer, state.optimizer)

@@ -16,16 +16,24 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_vp.federated import assignment, operations, participation, pooling, server, stretches
+from fedjax_vp.federated import (
+    assignment,
+    levels,
+    operations,
+    participation,
+    pooling,
+    server,
+    stretches,
+    sums,
+)
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated.batches import num_steps, steps_of_pass
 from fedjax_vp.federated.federation import Arrays, client_windows
 from fedjax_vp.federated.levels import Layout, LevelState
 from fedjax_vp.federated.local import Client, ClientResult, Task, local_update, optimizer, slots, weigh
-from fedjax_vp.federated.pooling import Totals, Unit
 from fedjax_vp.federated.settings import Method
-from fedjax_vp.federated.simulator import Simulator as Simulator
-from fedjax_vp.federated.simulator import simulator as simulator
+from fedjax_vp.federated.simulator import Simulator
+from fedjax_vp.federated.sums import Totals, Unit
 from fedjax_vp.models.base import Params
 
 
@@ -161,7 +169,7 @@ def _deal(sim: Simulator, cohort: participation.Cohort, arrays: Arrays) -> parti
 
 
 def _sharded(
-    sim: Simulator, params: pooling.Shapes
+    sim: Simulator, params: sums.Shapes
 ) -> Callable[..., tuple[Totals, Any, Array, Array, learned_of.Seen]]:
     """Trains a dealt cohort on all devices; sums come back whole, the clients' own outputs sharded."""
     task, layout = sim.task, sim.layout
@@ -172,11 +180,11 @@ def _sharded(
         def block_fn(totals: Totals, block: Client) -> tuple[Totals, tuple]:
             result = _train_block(task, states, arrays, block, lr)
             session = jax.vmap(lambda c: _sessions(task, arrays, c))(block.index)  # over the block
-            totals = pooling.add(totals, states, layout, _units(task, result, session))
+            totals = sums.add(totals, states, layout, _units(task, result, session))
             seen = learned_of.Seen(session, result.weight, result.aux)
             return totals, (result.state, result.loss, result.finite, seen)
 
-        zeros = pooling.zeros(layout, params)
+        zeros = sums.zeros(layout, params)
         totals, outputs = stretches.scan(block_fn, zeros, task, arrays, clients, sim.block)
         return jax.lax.psum(totals, "clients"), *outputs
 
@@ -224,12 +232,12 @@ def _units(task: Task, result: ClientResult, session: Int[Array, "client slot"])
     return units
 
 
-def _population(sim: Simulator, arrays: Arrays, params: pooling.Shapes) -> Params:
+def _population(sim: Simulator, arrays: Arrays, params: sums.Shapes) -> Params:
     """Weight of all clients together, by leaf: each weighs as it does when it takes part."""
     clients = jnp.arange(sim.federation.num_clients)
     windows = client_windows(arrays, clients) if sim.task.mixed else arrays.train.count
     total = jnp.sum(weigh(sim.method.pooling, windows))
-    return {n: jnp.full((1, *pooling.block_shape(n, p.shape)), total) for n, p in params.items()}
+    return {n: jnp.full((1, *levels.block_shape(n, p.shape)), total) for n, p in params.items()}
 
 
 def _absorb(layout: Layout, states: tuple[LevelState, ...], index: Int[Array, ""]) -> tuple[LevelState, ...]:

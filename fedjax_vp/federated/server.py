@@ -1,4 +1,4 @@
-"""Server optimisers, one per level, as optax transformations of the pooled update.
+"""Server optimizers, one per level: their settings, and optax transformations of the pooled update.
 
 FedAdagrad, FedYogi and FedAdam follow Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), which
 optax's own are not: no bias correction, second moment started at tau^2, tau added to the root:
@@ -15,7 +15,9 @@ holds it as a traced value.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,72 @@ import optax
 from jaxtyping import Array, ArrayLike, Float
 
 from fedjax_vp.errors import UserError
-from fedjax_vp.federated.settings import Adaptive, Average, Schedule, ServerOptimizer
+from fedjax_vp.federated.checks import require, require_rate, require_share
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Factor on a learning rate over the run: linear warm-up, then constant, linear or cosine to `final`."""
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: float = 0.0  # share of the rounds
+    final: float = 0.0  # factor in the last round (linear, cosine)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.warmup < 1, f"schedule.warmup is {self.warmup}: give a share of the run in [0, 1)")
+        require(self.final >= 0, f"schedule.final is {self.final}: give a factor of at least 0")
+
+
+@dataclass(frozen=True)
+class Average:
+    """Plain averaging with a server learning rate and heavy-ball momentum (FedAvg, FedAvgM)."""
+
+    kind: Literal["average"] = "average"
+    lr: float = 1.0
+    momentum: float = 0.0
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        require_rate(self.lr, "levels: server")
+        require_share(self.momentum, "levels: server.momentum")
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """FedAdagrad, FedYogi, FedAdam (Reddi et al. 2021): no bias correction, `tau` added to the root."""
+
+    kind: Literal["adagrad", "yogi", "adam"] = "adam"
+    lr: float = 1e-2
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        require_rate(self.lr, "levels: server")
+        require_share(self.beta1, "levels: server.beta1")
+        require_share(self.beta2, "levels: server.beta2")
+        require(
+            math.isfinite(self.tau) and self.tau > 0,
+            f"levels: server.tau is {self.tau}: give a number above 0",
+        )
+
+
+@dataclass(frozen=True)
+class Optax:
+    """Any optax optimiser by name, stepped once a round with minus the pooled update as its gradient."""
+
+    kind: Literal["optax"] = "optax"
+    name: str = "sgd"
+    lr: float = 1.0
+    options: dict[str, float] = field(default_factory=dict)
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        require_rate(self.lr, "levels: server")
+
+
+ServerOptimizer = Average | Adaptive | Optax
 
 
 class AdaptiveState(NamedTuple):

@@ -1,6 +1,7 @@
 """Settings of a federated method: its levels and one choice in each slot.
 
-Every default of the engine stands here and nowhere else. The field names are the YAML keys.
+Every default of the engine stands here, those of server optimizers in `server` and those of groupings in
+`grouping.settings`. The field names are the YAML keys.
 """
 
 from __future__ import annotations
@@ -9,86 +10,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fedjax_vp.federated.checks import require, require_rate, require_share
 from fedjax_vp.federated.grouping.settings import Grouping, Known
+from fedjax_vp.federated.server import Average, Schedule, ServerOptimizer
 from fedjax_vp.models.losses import GreatCircle, LossSettings
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _require_rate(lr: float, where: str) -> None:
-    _require(math.isfinite(lr) and lr > 0, f"{where}.lr is {lr}: give a number above 0")
-
-
-def _require_share(value: float, where: str) -> None:
-    _require(0 <= value < 1, f"{where} is {value}: give a number in [0, 1)")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Factor on a learning rate over the run: linear warm-up, then constant, linear or cosine to `final`."""
-
-    kind: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: float = 0.0  # share of the rounds
-    final: float = 0.0  # factor in the last round (linear, cosine)
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.warmup < 1, f"schedule.warmup is {self.warmup}: give a share of the run in [0, 1)")
-        _require(self.final >= 0, f"schedule.final is {self.final}: give a factor of at least 0")
-
-
-@dataclass(frozen=True)
-class Average:
-    """Plain averaging with a server learning rate and heavy-ball momentum (FedAvg, FedAvgM)."""
-
-    kind: Literal["average"] = "average"
-    lr: float = 1.0
-    momentum: float = 0.0
-    schedule: Schedule = field(default_factory=Schedule)
-
-    def __post_init__(self) -> None:
-        _require_rate(self.lr, "levels: server")
-        _require_share(self.momentum, "levels: server.momentum")
-
-
-@dataclass(frozen=True)
-class Adaptive:
-    """FedAdagrad, FedYogi, FedAdam (Reddi et al. 2021): no bias correction, `tau` added to the root."""
-
-    kind: Literal["adagrad", "yogi", "adam"] = "adam"
-    lr: float = 1e-2
-    beta1: float = 0.9
-    beta2: float = 0.99
-    tau: float = 1e-3
-    schedule: Schedule = field(default_factory=Schedule)
-
-    def __post_init__(self) -> None:
-        _require_rate(self.lr, "levels: server")
-        _require_share(self.beta1, "levels: server.beta1")
-        _require_share(self.beta2, "levels: server.beta2")
-        _require(
-            math.isfinite(self.tau) and self.tau > 0,
-            f"levels: server.tau is {self.tau}: give a number above 0",
-        )
-
-
-@dataclass(frozen=True)
-class Optax:
-    """Any optax optimiser by name, stepped once a round with minus the pooled update as its gradient."""
-
-    kind: Literal["optax"] = "optax"
-    name: str = "sgd"
-    lr: float = 1.0
-    options: dict[str, float] = field(default_factory=dict)
-    schedule: Schedule = field(default_factory=Schedule)
-
-    def __post_init__(self) -> None:
-        _require_rate(self.lr, "levels: server")
-
-
-ServerOptimizer = Average | Adaptive | Optax
 
 
 @dataclass(frozen=True)
@@ -119,13 +44,13 @@ class Level:
     def __post_init__(self) -> None:
         where = f"levels: {self.name}"
         if not isinstance(self.shrinkage, str):
-            _require(0 <= self.shrinkage <= 1, f"{where}.shrinkage is {self.shrinkage}: give [0, 1] or auto")
-        _require(
+            require(0 <= self.shrinkage <= 1, f"{where}.shrinkage is {self.shrinkage}: give [0, 1] or auto")
+        require(
             self.shrinkage != "auto" or self.denominator == "group",
             f"{where}.shrinkage: auto needs the groups' own means; set denominator to group",
         )
-        _require(0 < self.progress <= 1, f"{where}.progress is {self.progress}: give a share in (0, 1]")
-        _require(self.period >= 0 and self.absorb >= 0, f"{where}: period and absorb count rounds, from 0 up")
+        require(0 < self.progress <= 1, f"{where}.progress is {self.progress}: give a share in (0, 1]")
+        require(self.period >= 0 and self.absorb >= 0, f"{where}: period and absorb count rounds, from 0 up")
 
 
 @dataclass(frozen=True)
@@ -150,20 +75,20 @@ class Local:
     prefix_share: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_rate(self.lr, "local")
-        _require_share(self.momentum, "local.momentum")
-        _require(
+        require_rate(self.lr, "local")
+        require_share(self.momentum, "local.momentum")
+        require(
             self.optimizer != "adam" or not self.momentum,
             f"local.momentum is {self.momentum}, which adam does not take: leave it out or use sgd",
         )
-        _require(
+        require(
             self.clip is None or (math.isfinite(self.clip) and self.clip > 0),
             f"local.clip is {self.clip}: give a norm above 0, or null for none",
         )
-        _require(self.batch >= 0, f"local.batch is {self.batch}: give a number of windows, 0 for all")
-        _require(self.steps >= 1, f"local.steps is {self.steps}: give at least 1")
-        _require(self.epochs is None or self.epochs > 0, f"local.epochs is {self.epochs}: give more than 0")
-        _require(0 <= self.prefix_share < 1, f"local.prefix_share is {self.prefix_share}: give [0, 1)")
+        require(self.batch >= 0, f"local.batch is {self.batch}: give a number of windows, 0 for all")
+        require(self.steps >= 1, f"local.steps is {self.steps}: give at least 1")
+        require(self.epochs is None or self.epochs > 0, f"local.epochs is {self.epochs}: give more than 0")
+        require(0 <= self.prefix_share < 1, f"local.prefix_share is {self.prefix_share}: give [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -181,7 +106,7 @@ class Uniform:
     clients: int = 64
 
     def __post_init__(self) -> None:
-        _require(self.clients >= 1, f"participation.clients is {self.clients}: give at least 1")
+        require(self.clients >= 1, f"participation.clients is {self.clients}: give at least 1")
 
 
 @dataclass(frozen=True)
@@ -194,9 +119,9 @@ class Availability:
     dropout: float = 0.1  # probability that a participant is lost in mid-round
 
     def __post_init__(self) -> None:
-        _require(self.clients >= 1, f"participation.clients is {self.clients}: give at least 1")
-        _require(0 < self.online <= 1, f"participation.online is {self.online}: give (0, 1]")
-        _require(0 <= self.dropout < 1, f"participation.dropout is {self.dropout}: give [0, 1)")
+        require(self.clients >= 1, f"participation.clients is {self.clients}: give at least 1")
+        require(0 < self.online <= 1, f"participation.online is {self.online}: give (0, 1]")
+        require(0 <= self.dropout < 1, f"participation.dropout is {self.dropout}: give [0, 1)")
 
 
 Participation = Everyone | Uniform | Availability
@@ -228,12 +153,12 @@ class Mixing:
     windows: int = 8
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             math.isfinite(self.prior) and self.prior >= 0,
             f"mixing.prior is {self.prior}: give a number of sessions, 0 or more",
         )
-        _require(0 <= self.most_hurt <= 1, f"mixing.most_hurt is {self.most_hurt}: give a share in [0, 1]")
-        _require(self.windows >= 1, f"mixing.windows is {self.windows}: give at least 1 window a session")
+        require(0 <= self.most_hurt <= 1, f"mixing.most_hurt is {self.most_hurt}: give a share in [0, 1]")
+        require(self.windows >= 1, f"mixing.windows is {self.windows}: give at least 1 window a session")
 
 
 @dataclass(frozen=True)
@@ -251,9 +176,9 @@ class Adapt:
     owns: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 0, f"adapt.steps is {self.steps}: give 0 (no adaptation) or more")
-        _require_rate(self.lr, "adapt")
-        _require(self.batch >= 1, f"adapt.batch is {self.batch}: give at least 1 window")
+        require(self.steps >= 0, f"adapt.steps is {self.steps}: give 0 (no adaptation) or more")
+        require_rate(self.lr, "adapt")
+        require(self.batch >= 1, f"adapt.batch is {self.batch}: give at least 1 window")
 
 
 @dataclass(frozen=True)
@@ -270,9 +195,9 @@ class Method:
 
     def __post_init__(self) -> None:
         names = [level.name for level in self.levels]
-        _require(bool(names), "levels is empty: give at least one level")
-        _require(len(set(names)) == len(names), f"levels: two levels share a name in {names}")
-        _require(not self.levels[0].absorb, "levels: the first level has no level above to be absorbed into")
+        require(bool(names), "levels is empty: give at least one level")
+        require(len(set(names)) == len(names), f"levels: two levels share a name in {names}")
+        require(not self.levels[0].absorb, "levels: the first level has no level above to be absorbed into")
 
 
 @dataclass(frozen=True)
@@ -290,10 +215,10 @@ class Engine:
     points: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.client_block >= 0, f"engine.client_block is {self.client_block}: give 0 or more")
-        _require(self.devices >= 0, f"engine.devices is {self.devices}: give 0 (all) or a number")
-        _require(self.chunk >= 1, f"engine.chunk is {self.chunk}: give at least 1 round")
-        _require(self.points >= 0, f"engine.points is {self.points}: give 0 or more")
+        require(self.client_block >= 0, f"engine.client_block is {self.client_block}: give 0 or more")
+        require(self.devices >= 0, f"engine.devices is {self.devices}: give 0 (all) or a number")
+        require(self.chunk >= 1, f"engine.chunk is {self.chunk}: give at least 1 round")
+        require(self.points >= 0, f"engine.points is {self.points}: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -310,16 +235,16 @@ class Evaluate:
     def __post_init__(self) -> None:
         for key in ("horizons_s", "tile_horizons_s"):
             asked = getattr(self, key)
-            _require(
+            require(
                 all(math.isfinite(h) and h > 0 for h in asked),
                 f"evaluate.{key} is {list(asked)}: give seconds above 0",
             )
-        _require(min(self.grid) >= 1, f"evaluate.grid is {list(self.grid)}: give at least 1 row and 1 column")
-        _require(self.every >= 1, f"evaluate.every is {self.every}: give at least 1 round")
-        _require(
+        require(min(self.grid) >= 1, f"evaluate.grid is {list(self.grid)}: give at least 1 row and 1 column")
+        require(self.every >= 1, f"evaluate.every is {self.every}: give at least 1 round")
+        require(
             self.history_windows >= 1,
             f"evaluate.history_windows is {self.history_windows}: give at least 1 window a session",
         )
-        _require(
+        require(
             self.sessions >= 0, f"evaluate.sessions is {self.sessions}: give 0 for all sessions, or a number"
         )

@@ -11,6 +11,7 @@ from fedjax_vp import experiment, results, simulate
 from fedjax_vp.batching import static_part
 from fedjax_vp.config import Config
 from fedjax_vp.errors import UserError
+from fedjax_vp.problem import Common, Outcome, Point
 from fedjax_vp.progress import Tally
 from fedjax_vp.settings_text import plain
 
@@ -84,9 +85,9 @@ def _run_group(cases: Sequence[Case], tally: Tally, fail: Callable[[Case, UserEr
         experiment.describe(case.folder, case.config, {}, traces)
     # The number of points decides how they are laid out; those that are finished count, so that a sweep that
     # was killed goes on as it began.
-    common = simulate.Common(problem, first.rounds, len(cases))
+    common = Common(problem, first.rounds, len(cases))
 
-    def finish(index: int, outcome: simulate.Outcome | UserError) -> None:
+    def finish(index: int, outcome: Outcome | UserError) -> None:
         case = todo[index]
         if isinstance(outcome, UserError):
             return fail(case, outcome)
@@ -96,7 +97,7 @@ def _run_group(cases: Sequence[Case], tally: Tally, fail: Callable[[Case, UserEr
     def report(index: int, facts: dict[str, Any]) -> None:
         tally.report(todo[index].folder, facts)
 
-    points = [simulate.Point(case.config.seed, case.config.method, case.folder) for case in todo]
+    points = [Point(case.config.seed, case.config.method, case.folder) for case in todo]
     simulate.simulate_many(common, points, finish, resume=True, reporter=report)
 
 
