@@ -93,8 +93,8 @@ def pool(levels: list[Level], leaf: str, units: Units) -> list[np.ndarray | None
             bottom = np.broadcast_to(below[level.denominator], mass.shape)
             mean = np.where(mass > 0, total / np.where(mass > 0, bottom, 1), 0)
             s = shrinkage[g]
-            step = s * (level.lr * level.server(leaf, g, mean) + h * rows[g]) - h * rows[g]
             took[g] = np.where(mass > 0, s * (mean + h * rows[g]) - h * rows[g], 0)
+            step = level.lr * level.server(leaf, g, took[g])
             rows[g] = np.where(mass > 0, rows[g] + step, rows[g])
         for i in range(count):
             g = level.code[units.session[i]]

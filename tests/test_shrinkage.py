@@ -12,7 +12,7 @@ import pools
 import pytest
 
 from fedjax_vp.federated import levels, pooling, shrinkage, sums
-from fedjax_vp.federated.server import Average
+from fedjax_vp.federated.server import Adaptive, Average, Optax, Schedule, ServerOptimizer
 from fedjax_vp.federated.settings import Level, Method
 from fedjax_vp.federated.sums import Unit
 
@@ -126,13 +126,15 @@ def best_linear(problem: Problem) -> np.ndarray:
 
 
 def run_rounds(
-    problem: Problem, start: np.ndarray, progress: float, halves: np.ndarray | None, rounds: int = 250
+    problem: Problem,
+    start: np.ndarray,
+    halves: np.ndarray | None,
+    rounds: int = 250,
+    **level: Any,
 ) -> np.ndarray:
     """Models of all groups after rounds in which clients go `progress` of the way to their optimum."""
-    settings = (
-        Level("global"),
-        Level("leaf", by="leaf", shrinkage="auto", progress=progress),
-    )
+    progress = level.get("progress", 1.0)
+    settings = (Level("global"), Level("leaf", by="leaf", **{"shrinkage": "auto", **level}))
     count = len(problem.truth)
     labels = {"session": np.arange(len(problem.group)), "leaf": problem.group}
     groupings = [levels.grouping(labels, level.by) for level in settings]
@@ -173,7 +175,7 @@ STARTS = {
 def test_auto_reaches_the_best_linear_shrinkage(start: str, tau: float, progress: float) -> None:
     """Within 2 % of the squared error that the true variances would give, whatever the rows began with."""
     problem = means(tau, sigma=1.0, largest=8)
-    found = run_rounds(problem, STARTS[start](problem.truth.shape), progress, None)
+    found = run_rounds(problem, STARTS[start](problem.truth.shape), None, progress=progress)
     goal = problem.center + problem.truth
     error, best = np.mean((found - goal) ** 2), np.mean((best_linear(problem) - goal) ** 2)
     assert error <= 1.02 * best
@@ -186,7 +188,7 @@ def test_leaves_of_one_session_take_the_noise_from_their_halves(start: str) -> N
     """One client a group: no residual tells sigma^2, but the two halves of a client's steps do."""
     problem = means(tau=0.6, sigma=1.0, largest=1, seed=3, groups=1500)
     halves = np.random.default_rng(4).normal(size=problem.value.shape)  # var = sigma^2 of an update, h = 1
-    found = run_rounds(problem, STARTS[start](problem.truth.shape), 1.0, halves)
+    found = run_rounds(problem, STARTS[start](problem.truth.shape), halves)
     goal = problem.center + problem.truth
     assert np.mean((found - goal) ** 2) <= 1.02 * np.mean((best_linear(problem) - goal) ** 2)
 
@@ -194,7 +196,7 @@ def test_leaves_of_one_session_take_the_noise_from_their_halves(start: str) -> N
 def test_no_signal_means_no_rows() -> None:
     """Groups that differ by noise alone are shrunk to nothing: tau^2 is cut at 0."""
     problem = means(tau=0.0, sigma=1.0, largest=8)
-    found = run_rounds(problem, np.zeros(problem.truth.shape), 1.0, None)
+    found = run_rounds(problem, np.zeros(problem.truth.shape), None)
     apart = found - found.mean(axis=0)
     unshrunk = best_linear(problem._replace(best=np.ones(len(found))))
     assert np.mean(apart**2) < 0.01 * np.mean((unshrunk - unshrunk.mean(axis=0)) ** 2)
@@ -202,8 +204,51 @@ def test_no_signal_means_no_rows() -> None:
 
 def test_no_noise_means_no_shrinkage() -> None:
     problem = means(tau=1.0, sigma=0.0, largest=8)
-    found = run_rounds(problem, np.zeros(problem.truth.shape), 1.0, None)
+    found = run_rounds(problem, np.zeros(problem.truth.shape), None)
     np.testing.assert_allclose(found, problem.center + problem.truth, atol=1e-3)
+
+
+FALLING = Schedule("cosine", final=0.0)
+SERVERS: dict[str, tuple[ServerOptimizer, int]] = {
+    "half rate": (Average(lr=0.5), 60),
+    "falling rate": (Average(lr=0.8, schedule=FALLING), 120),
+    "momentum": (Average(lr=0.5, momentum=0.3), 90),
+    "adam": (Adaptive(lr=0.3, beta2=0.9, schedule=FALLING), 400),
+    "of optax": (Optax(name="rmsprop", lr=0.3, schedule=FALLING), 400),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("name", SERVERS)
+def test_fixed_shrinkage_rests_at_its_share_of_the_optimum(name: str, start: str) -> None:
+    """One client a group, half way a round: rows end at s times the group's own deviation, at any rate."""
+    optimizer, rounds = SERVERS[name]
+    problem = means(tau=1.0, sigma=0.0, largest=1, groups=6)
+    begin = STARTS[start](problem.truth.shape)
+    level = {"shrinkage": 0.3, "progress": 0.5, "server": optimizer}
+    found = run_rounds(problem, begin, None, rounds, **level)
+    center = found.mean(axis=0) - 0.3 * problem.truth.mean(axis=0)
+    np.testing.assert_allclose(found - center, 0.3 * problem.truth, atol=5e-3)
+
+
+def test_sessions_of_unknown_group_say_nothing_of_its_noise() -> None:
+    """With a third of the sessions unknown at the user level its variances are those of the others alone."""
+    known = np.arange(len(pools.USER)) % 3 > 0
+    case = pools.case(AUTO, {**pools.LABELS, "user": np.where(known, pools.USER, -1)})
+    units = pools.reports(2, (4,))
+    found = case.pool(case.states, units, case.hyper)
+    session = np.asarray(units["body"].session)
+    heard = known[session]
+    assert heard.any()
+    assert not heard.all()
+    for leaf in ("body", "head/bias"):
+        residual = _residuals(case, found, units[leaf], leaf)[2]
+        rows = np.asarray(case.states[2].rows[leaf], np.float64)
+        places = [p for p in np.ndindex(rows.shape[1:]) if leaf == "body" or p[-1] == 0]
+        group, weight = pools.USER[session], np.asarray(units[leaf].weight)
+        parts = [_anova(residual[heard], weight[heard], rows, group[heard], 1.0, p) for p in places]
+        sigma2 = np.asarray(found[2].variance.sigma2[leaf]).reshape(-1)[0] / (1 - shrinkage.DECAY)
+        np.testing.assert_allclose(sigma2, np.mean(parts, axis=0)[2], rtol=2e-4)
 
 
 def test_shrinkage_is_a_share_and_grows_with_a_group(auto: pools.Case) -> None:

@@ -131,7 +131,8 @@ def test_nothing_leaks(
     phases = split(traces, protocol)
     assert_nothing_leaks(traces, protocol, phases)
     trained = (phases.train | phases.valid).any(axis=1)
-    tested = (phases.test | phases.adapt).any(axis=1)
+    tested = phases.test.any(axis=1)
+    assert not (phases.adapt.any(axis=1) & phases.train.any(axis=1)).any()
     if isinstance(protocol, UnseenUsers | UnseenBoth):
         assert not set(traces.user[trained]) & set(traces.user[tested])
     if isinstance(protocol, UnseenVideos | UnseenBoth):
@@ -179,11 +180,20 @@ def test_adaptation_budgets_share_test_windows(protocol: type[UnseenUsers]) -> N
     for phases in splits:
         np.testing.assert_array_equal(phases.test, splits[0].test)
         np.testing.assert_array_equal(phases.train, splits[0].train)
-    counts = [int(phases.adapt.sum()) for phases in splits]
-    tested = int(splits[0].test.any(axis=1).sum())
+    tests = splits[0].test.any(axis=1)
+    counts, tested = [int(phases.adapt[tests].sum()) for phases in splits], int(tests.sum())
     # History up to 1.8 s, and one more sample to predict, at 2 s; 15 samples more until 5 s, 40 until 10 s.
     assert counts == [0, 0, tested, 16 * tested, 41 * tested]
     assert (split(traces, protocol(adapt_s=4.0)).test == split(traces, protocol()).test).all()
+
+
+def test_validation_sessions_adapt_as_test_sessions_do() -> None:
+    """So that what is learned on validation windows is learned of adapted models."""
+    phases = split(full(users=32, videos=16, samples=120), UnseenUsers(adapt_s=8.0))
+    valid, test = phases.valid.any(axis=1), phases.test.any(axis=1)
+    assert valid.any()
+    for phase in (phases.adapt, phases.valid | phases.test):
+        np.testing.assert_array_equal(np.unique(phase[valid], axis=0), np.unique(phase[test], axis=0))
 
 
 def test_within_session_is_ordered_and_shared_out() -> None:

@@ -15,6 +15,7 @@ Of their targets only the samples up to then may be used (`federation.cut_early`
 leave something to learn from after 2 s already. Test windows begin, history included, after
 ``max(adapt_s, reserve_s)`` seconds: set ``reserve_s`` to the largest budget of a comparison and every budget
 is scored on the same test windows. Budgets up to ``start_s - history_s`` (by default 4 s) never change them.
+The same holds for validation sessions: what is learned on their windows is learned of adapted models.
 """
 
 from __future__ import annotations
@@ -190,8 +191,8 @@ def _split_sessions(traces: TraceSet, protocol: Windows, roles: Roles) -> Split:
     adapt, free = _adapt(traces, protocol)
     return Split(
         train=learned & roles.train[:, None],
-        valid=learned & roles.valid[:, None],
-        adapt=adapt & roles.test[:, None],
+        valid=learned & free & roles.valid[:, None],
+        adapt=adapt & (roles.valid | roles.test)[:, None],
         test=seen & free & _on_stride(traces, protocol, protocol.test_stride) & roles.test[:, None],
     )
 

@@ -75,6 +75,7 @@ class Layout(NamedTuple):
         relation: by (fine, coarse) level index: `single`, `nested` or `crossed`.
         varying: leaves that some level keeps apart within one client.
         private: leaves that no two clients share: they stay on the headset.
+        patchy: levels of `auto` shrinkage at which some training session's group is unknown.
     """
 
     levels: tuple[Level, ...]
@@ -83,6 +84,7 @@ class Layout(NamedTuple):
     relation: dict[tuple[int, int], str]
     varying: frozenset[str]
     private: frozenset[str]
+    patchy: frozenset[int]
 
     def coarsest(self, leaf: str) -> int:
         """Index of the coarsest level that owns the leaf."""
@@ -198,6 +200,11 @@ def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_
         relation=relation,
         varying=frozenset(varying),
         private=frozenset(leaves) - public,
+        patchy=frozenset(
+            i
+            for i, (level, group) in enumerate(zip(method.levels, groupings, strict=True))
+            if level.shrinkage == "auto" and (group.finest[used] < 0).any()
+        ),
     )
 
 

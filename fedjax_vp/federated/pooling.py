@@ -2,9 +2,13 @@
 
     r_i    <- Delta_i
     m_l[g]  = sum_{i in g} w_i P_l r_i / sum_{i in g} w_i                 (no weight: 0)          (1)
-    u_l[g]  = s_l[g] (opt_l(m_l[g]) + h_l delta_l[g]) - h_l delta_l[g]                            (2)
-    delta_l[g] <- delta_l[g] + u_l[g]                                                             (3)
-    r_i    <- r_i - k_l[g_l(i)],      k_l = s_l (m_l + h_l delta_l) - h_l delta_l                 (4)
+    k_l[g]  = s_l[g] (m_l[g] + h_l delta_l[g]) - h_l delta_l[g]                                   (2)
+    delta_l[g] <- delta_l[g] + eta_l opt_l(k_l[g])                                                (3)
+    r_i    <- r_i - k_l[g_l(i)]                                                                   (4)
+
+Shrinkage acts on what the server optimizer is shown, so that the rows rest where k = 0 whatever the optimizer
+and its rate eta: at s times the group's own optimum where m = h (optimum - delta). With the term h delta left
+out, or added after the optimizer, any rate but 1, any momentum and any Adam would rest elsewhere.
 
 No update of a single client is kept. With R_l[g] = sum_{i in g} w_i r_i for every level, (4) is linear in the
 sums:
@@ -14,7 +18,8 @@ sums:
 
 C is the level's weights where one group covers all, a gather where groups nest, and a table only where they
 cross: one for all leaves that clients train whole, another for each leaf that they train by blocks. (6) is
-exact for hard memberships, and a bound from above for soft ones.
+exact for hard memberships, and a bound from above for soft ones. Where some participants' group is unknown
+(patchy levels) R, C and SS are kept once more for the others alone, who are all that variances may rest on.
 """
 
 from __future__ import annotations
@@ -57,43 +62,71 @@ def pool(
         hyper: learning rates, shrinkage and progress of each level.
         clock: index of this round, and number of rounds of the run.
     """
-    residual, square = [dict(s.update) for s in totals.levels], dict(totals.square)
+    full, known = (
+        _Rest(totals, [dict(s.update) for s in totals.levels], dict(totals.square)),
+        {
+            i: _Rest(some, [dict(s.update) for s in some.levels], dict(some.square))
+            for i, some in totals.known.items()
+        },
+    )
     new_states = []
     for index, (level, state, sums) in enumerate(zip(layout.levels, states, totals.levels, strict=True)):
         denominator = {"group": sums.weight, "participants": totals.weight, "population": population}
-        mean = {n: _divide(residual[index][n], denominator[level.denominator][n]) for n in sums.update}
+        mean = {n: _divide(full.update[index][n], denominator[level.denominator][n]) for n in sums.update}
         decay = {n: hyper.progress[index] * state.rows[n] for n in mean}  # h delta
-        variance, shrink = _shrink(index, layout, state, totals, (mean, decay, square), hyper)
-        moved = _move(
-            index, layout, state._replace(variance=variance), sums, (mean, decay, shrink), hyper, clock
-        )
+        variance, shrink = _shrink(index, layout, state, known.get(index, full), (mean, decay), hyper)
+        step = {n: shrink[n] * (mean[n] + decay[n]) - decay[n] for n in mean}
+        moved = _move(index, layout, state._replace(variance=variance), sums, step, hyper, clock)
         turn = jnp.asarray(level.period > 0) & ((clock[0] + 1) % max(level.period, 1) == 0)
         new_states.append(jax.tree.map(lambda a, b, turn=turn: jnp.where(turn, a, b), moved, state))
-        took = {n: shrink[n] * (mean[n] + decay[n]) - decay[n] for n in mean}
-        took = {n: jnp.where(turn & (sums.weight[n] > 0), k, 0.0) for n, k in took.items()}
-        for n, k in took.items():
-            spent = sums.weight[n] * k**2 - 2 * k * residual[index][n]
-            axes = tuple(1 + a for a in shrinkage.stat_axes(n, k.ndim - 1))
-            square[n] = square[n] + jnp.sum(spent, axis=(0, *axes), keepdims=True)
-        for fine in range(index + 1, len(states)):
-            for n in set(took) & set(residual[fine]):
-                residual[fine][n] = residual[fine][n] - _shared(
-                    layout, totals, states, (fine, index), n, took[n]
-                )
+        took = {n: jnp.where(turn & (sums.weight[n] > 0), k, 0.0) for n, k in step.items()}
+        full = _take(full, layout, states, index, took)
+        known = {i: _take(some, layout, states, index, took) for i, some in known.items() if i > index}
     return tuple(new_states)
+
+
+class _Rest(NamedTuple):
+    """What the levels so far left of the updates of some participants."""
+
+    totals: Totals
+    update: list[Params]  # R_l by level
+    square: Params  # SS
+
+
+def _take(rest: _Rest, layout: Layout, states: tuple[LevelState, ...], index: int, took: Params) -> _Rest:
+    """(4) by way of (5) and (6): what is left once a level took its share."""
+    square, update = dict(rest.square), [dict(one) for one in rest.update]
+    for n, k in took.items():
+        spent = rest.totals.levels[index].weight[n] * k**2 - 2 * k * update[index][n]
+        axes = tuple(1 + a for a in shrinkage.stat_axes(n, k.ndim - 1))
+        square[n] = square[n] + jnp.sum(spent, axis=(0, *axes), keepdims=True)
+        for fine in range(index + 1, len(states)):
+            if n in update[fine]:
+                shared = _shared(layout, rest.totals, states, (fine, index), n, k)
+                update[fine][n] = update[fine][n] - shared
+    return _Rest(rest.totals, update, square)
 
 
 def _shrink(
     index: int,
     layout: Layout,
     state: LevelState,
-    totals: Totals,
-    estimates: tuple[Params, Params, Params],
+    rest: _Rest,
+    estimates: tuple[Params, Params],
     hyper: Hyper,
 ) -> tuple[shrinkage.Variance, Params]:
-    """Shrinkage s of each leaf, broadcastable to its rows, and the averages it rests on."""
-    mean, decay, square = estimates
-    sums = totals.levels[index]
+    """Shrinkage s of each leaf, broadcastable to its rows, and the averages it rests on.
+
+    Args:
+        index: of the level.
+        layout: static facts of the hierarchy.
+        state: of the level.
+        rest: of the participants whose group is known.
+        estimates: m and h delta.
+        hyper: with the fixed shrinkage.
+    """
+    mean, decay = estimates
+    totals, sums = rest.totals, rest.totals.levels[index]
     if layout.levels[index].shrinkage != "auto":
         return state.variance, {n: hyper.shrinkage[index].reshape((1,) * m.ndim) for n, m in mean.items()}
     seen = {}
@@ -104,7 +137,7 @@ def _shrink(
             z=mean[n] + decay[n],
             weight=sums.weight[n],
             square_weight=sums.square_weight[n],
-            residual=square[n],
+            residual=rest.square[n],
             mean=mean[n],
             halves=_divide(totals.halves[n], jnp.sum(spread, axis=axes, keepdims=True)),
             centered=layout.coarsest(n) < index,
@@ -121,22 +154,18 @@ def _move(
     layout: Layout,
     state: LevelState,
     sums: Sums,
-    step: tuple[Params, Params, Params],
+    step: Params,
     hyper: Hyper,
     clock: tuple[Array, Array],
 ) -> LevelState:
-    """Equations (2) and (3); rows without a participant keep value, moments and count."""
-    mean, decay, shrink = step
+    """Equation (3); rows without a participant keep value, moments and count."""
     settings = layout.levels[index].server
     update = jax.vmap(server.transformation(settings).update)  # over groups
-    found, optimizer = update(mean, state.optimizer, state.rows)
+    found, optimizer = update(step, state.optimizer, state.rows)
     direction = cast(Params, found)
     lr = hyper.server_lr[index] * server.factor(settings.schedule, *clock)
     active = {n: w > 0 for n, w in sums.weight.items()}
-    rows = {
-        n: jnp.where(active[n], row + shrink[n] * (lr * direction[n] + decay[n]) - decay[n], row)
-        for n, row in state.rows.items()
-    }
+    rows = {n: jnp.where(active[n], row + lr * direction[n], row) for n, row in state.rows.items()}
     heaviest = {n: jnp.max(w.reshape(w.shape[0], -1), axis=1) for n, w in sums.weight.items()}
     weight = jnp.max(jnp.stack(list(heaviest.values())), axis=0)
 

@@ -49,6 +49,7 @@ class Totals(NamedTuple):
     square: Params  # SS per leaf, [1, ...]
     halves: Params  # sum of w times squared half differences, [1, ...]
     weight: Params  # [1, blocks or 1, ...]
+    known: dict[int, Totals]  # the same of those alone whose group is known, by patchy level
 
 
 def table_of(layout: Layout, leaf: str) -> str:
@@ -60,6 +61,11 @@ def table_of(layout: Layout, leaf: str) -> str:
 
 def zeros(layout: Layout, params: Shapes) -> Totals:
     """Empty sums for a model of these leaves."""
+    empty = _zeros(layout, params)
+    return empty._replace(known=dict.fromkeys(sorted(layout.patchy), empty))
+
+
+def _zeros(layout: Layout, params: Shapes) -> Totals:
     weight = {n: jnp.zeros(block_shape(n, p.shape)) for n, p in params.items()}
     stat = {n: shrinkage.stat_shape(n, p.shape) for n, p in params.items()}
 
@@ -80,7 +86,7 @@ def zeros(layout: Layout, params: Shapes) -> Totals:
         sizes = stack(names, (count,), weight)
         levels.append(Sums(stack(names, (count,), params), sizes, dict(sizes), pair))
     square = {n: jnp.zeros((1, *shape)) for n, shape in stat.items()}
-    return Totals(tuple(levels), square, dict(square), {n: w[None] for n, w in weight.items()})
+    return Totals(tuple(levels), square, dict(square), {n: w[None] for n, w in weight.items()}, {})
 
 
 def add(totals: Totals, states: tuple[LevelState, ...], layout: Layout, units: dict[str, Unit]) -> Totals:
@@ -93,7 +99,20 @@ def add(totals: Totals, states: tuple[LevelState, ...], layout: Layout, units: d
         weight[leaf] += jnp.sum(unit.weight, axis=0, keepdims=True)
         if unit.halves.size:
             halves[leaf] += jnp.sum(unit.weight * unit.halves**2, axis=(0, *axes), keepdims=True)
-    return Totals(levels, square, halves, weight)
+    known = {
+        index: add(some, states, layout, _of_known(units, states[index].members))
+        for index, some in totals.known.items()
+    }
+    return Totals(levels, square, halves, weight, known)
+
+
+def _of_known(units: dict[str, Unit], members: Membership) -> dict[str, Unit]:
+    """The same reports, those of unknown group without weight."""
+    known = (jnp.max(members.share, axis=1) > 0).astype(jnp.float32)
+    return {
+        n: unit._replace(weight=unit.weight * _expand(known[unit.session], unit.weight.ndim))
+        for n, unit in units.items()
+    }
 
 
 def _add_level(
