@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from throughput import device
+from ceilings import device
 
 from fedjax_vp.environment import prepare_jax
 

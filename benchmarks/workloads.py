@@ -126,21 +126,47 @@ def initial(workload: Workload) -> round.State:
     return round.init(workload.simulator, jnp.int32(0))
 
 
+class Product(NamedTuple):
+    """Matrix products [m, k] x [k, n] of the forward pass of one batch, all of one size."""
+
+    count: int
+    m: int
+    k: int
+    n: int
+
+
+def products(name: str) -> list[Product]:
+    """The matrix products of a batch's forward pass, step by step where the model works in steps."""
+    history, horizon = SHAPE.history, SHAPE.horizon
+    if name == "vp-gru":
+        width, steps = 64, history + horizon
+        cell = [Product(steps, BATCH, 3, 3 * width), Product(steps, BATCH, width, 3 * width)]
+        return [*cell, Product(horizon, BATCH, width, 3)]
+    if name == "vp-mlp":
+        sizes = (3 * history, 256, 256, 3 * horizon)
+        return [Product(1, BATCH, a, b) for a, b in itertools.pairwise(sizes)]
+    model, tokens = Transformer(), BATCH * history
+    width, heads, layers = model.width, BATCH * model.num_heads, model.num_layers
+    dense = [Product(layers, tokens, a * width, b * width) for a, b in ((1, 3), (1, 1), (1, 2), (2, 1))]
+    one = width // model.num_heads
+    attention = [Product(layers * heads, history, a, b) for a, b in ((one, history), (history, one))]
+    ends = [(tokens, 6, width), (BATCH, 2, width), (BATCH, width, 2 * horizon)]
+    return [*dense, *attention, *(Product(1, *sizes) for sizes in ends)]
+
+
 def matmul_flops(name: str) -> int:
     """Operations of the matrix products of one client's round: forward, and twice that backward.
 
     A product of [m, k] and [k, n] counts 2 m k n; elementwise work is not counted.
     """
-    if name == "vp-gru":
-        width = 64
-        cell = 3 * width * (3 + width)
-        window = SHAPE.history * cell + SHAPE.horizon * (cell + 3 * width)
-    elif name == "vp-mlp":
-        sizes = (3 * SHAPE.history, 256, 256, 3 * SHAPE.horizon)
-        window = sum(a * b for a, b in itertools.pairwise(sizes))
-    else:
-        model, tokens = Transformer(), SHAPE.history
-        layer = tokens * model.width * (3 + 1 + 2 + 2) * model.width + 2 * tokens * tokens * model.width
-        embed = tokens * 6 * model.width + 2 * model.width
-        window = embed + model.num_layers * layer + model.width * 2 * SHAPE.horizon
-    return 3 * 2 * window * WINDOWS
+    return WINDOWS // BATCH * 3 * sum(2 * p.count * p.m * p.k * p.n for p in products(name))
+
+
+def matmul_bytes(name: str) -> int:
+    """Bytes that these products read and write once each, as float32: 4 (m k + k n + m n) a product.
+
+    The two products of the backward pass have matrices of the same three sizes. What a cache or a fusion
+    saves counts as moved, and elementwise work does not.
+    """
+    entries = sum(p.count * (p.m * p.k + p.k * p.n + p.m * p.n) for p in products(name))
+    return WINDOWS // BATCH * 3 * 4 * entries

@@ -15,6 +15,7 @@ from typing import Any
 
 from fedjax_vp.course import Course, advance
 from fedjax_vp.errors import UserError
+from fedjax_vp.federated.precision import products
 from fedjax_vp.problem import Common, Outcome, Point, Problem
 
 
@@ -66,6 +67,7 @@ def simulate(
     return found[0]
 
 
+@products("float32")
 def simulate_many(
     common: Common,
     points: Sequence[Point],

@@ -24,6 +24,7 @@ from fedjax_vp.federated.grouping.settings import ByUpdates
 from fedjax_vp.federated.grouping.sketch import sketch
 from fedjax_vp.federated.learned import sketch_key
 from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState, compose
+from fedjax_vp.federated.precision import Precision, products
 from fedjax_vp.federated.settings import Local, Pooling
 from fedjax_vp.models.base import Inputs, Params, Predictor
 
@@ -54,6 +55,7 @@ class Task(NamedTuple):
     predictor: Predictor
     local: Local
     pooling: Pooling
+    precision: Precision = "float32"  # of the products in local steps
     tick: Callable[..., None] | None = None  # told the device after every stretch: progress of a long round
 
     @property
@@ -158,7 +160,8 @@ def local_update(
         batch = batches.draw(work, index, size, arrays, client.index, task.mixed)
         active = index < work.steps
         windows = cut(traces, federation.shape, row[batch.place], batch.now)
-        loss, gradient = jax.value_and_grad(_loss)(carry.theta, task, lacks, windows, batch)
+        with products(task.precision):
+            loss, gradient = jax.value_and_grad(_loss)(carry.theta, task, lacks, windows, batch)
         found, moments = update_fn(gradient, carry.optimizer, carry.theta)
         direction = cast(Params, found)
         rate = jnp.where(active, lr, 0.0)

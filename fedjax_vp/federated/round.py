@@ -31,6 +31,7 @@ from fedjax_vp.federated.batches import num_steps, steps_of_pass
 from fedjax_vp.federated.federation import Arrays, client_windows
 from fedjax_vp.federated.levels import Layout, LevelState
 from fedjax_vp.federated.local import Client, ClientResult, Task, local_update, optimizer, slots, weigh
+from fedjax_vp.federated.precision import products
 from fedjax_vp.federated.settings import Method
 from fedjax_vp.federated.simulator import Simulator
 from fedjax_vp.federated.sums import Totals, Unit
@@ -106,6 +107,7 @@ def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, 
     params = jax.eval_shape(sim.task.predictor.init, jax.random.key(0))
     train = _sharded(sim, params)
 
+    @products("float32")
     def round_fn(state: State, arrays: Arrays, numbers: Hyper) -> tuple[State, RoundInfo]:
         key = jax.random.fold_in(jax.random.fold_in(_key(state.seed), 1), state.round)
         key_cohort, key_local = jax.random.split(key)

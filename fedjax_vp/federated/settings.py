@@ -12,6 +12,7 @@ from typing import Literal
 
 from fedjax_vp.federated.checks import require, require_rate, require_share
 from fedjax_vp.federated.grouping.settings import Grouping, Known
+from fedjax_vp.federated.precision import Precision
 from fedjax_vp.federated.server import Average, Schedule, ServerOptimizer
 from fedjax_vp.models.losses import GreatCircle, LossSettings
 
@@ -202,17 +203,20 @@ class Method:
 
 @dataclass(frozen=True)
 class Engine:
-    """How the computation is laid out; no learning result depends on it.
+    """How the computation is laid out; no learning result depends on it beyond rounding.
 
     `client_block`: clients trained side by side (0: 1 on a CPU, 256 on an accelerator); `devices`: 0 uses
     all; `chunk`: rounds in one compiled scan, after which Python logs and saves; `points`: seeds and traced
-    numbers of a sweep run side by side (0: one a device on a CPU, what memory takes on an accelerator).
+    numbers of a sweep run side by side (0: one a device on a CPU, what memory takes on an accelerator);
+    `precision`: factors of the matrix products in local training, `float32`, `tf32` or `bfloat16` (sums are
+    float32 always; see `federated.precision`).
     """
 
     client_block: int = 0
     devices: int = 0
     chunk: int = 25
     points: int = 0
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         require(self.client_block >= 0, f"engine.client_block is {self.client_block}: give 0 or more")

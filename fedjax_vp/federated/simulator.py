@@ -14,6 +14,7 @@ from fedjax_vp.federated.federation import Federation
 from fedjax_vp.federated.grouping import from_data
 from fedjax_vp.federated.levels import Layout
 from fedjax_vp.federated.local import Task
+from fedjax_vp.federated.precision import products
 from fedjax_vp.federated.settings import Engine, Method
 from fedjax_vp.models.base import Predictor
 
@@ -40,6 +41,7 @@ class Simulator(NamedTuple):
         return self.task.federation
 
 
+@products("float32")
 def simulator(federation: Federation, predictor: Predictor, method: Method, engine: Engine) -> Simulator:
     """Fits a method to a federation: groups, ownership, device mesh and block size."""
     leaves = sorted(jax.eval_shape(predictor.init, jax.random.key(0)))
@@ -49,7 +51,7 @@ def simulator(federation: Federation, predictor: Predictor, method: Method, engi
         lambda settings, within, unit: from_data.find(settings, federation, within, unit),
     )
     layout = levels.layout(method, groupings, leaves, client_of(federation))
-    task = Task(federation, layout, predictor, method.local, method.pooling)
+    task = Task(federation, layout, predictor, method.local, method.pooling, engine.precision)
     if federation.arrays.make is not None and federation.max_sessions > _MOST_GENERATED:
         raise UserError(
             f"client: {method.client} has a client of {federation.max_sessions} sessions, whose traces would "

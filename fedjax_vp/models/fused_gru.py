@@ -11,7 +11,8 @@ a = h W + b and x the input's share of the gates (reset r, update z, new n):
     dz_pre = dh' (h - n) z (1 - z)          dh = dh' z + [dr_pre, dz_pre, da_n] W^T
 
 Layouts are those that XLA's products on a CPU like: time leads, and of two factors the one with few columns
-comes first. `optimization_barrier` keeps XLA from folding a transposition back into the product.
+comes first. There a barrier keeps XLA from folding a transposition back into the product; a GPU's products
+take either form.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fedjax_vp import geometry
-
-_fixed = jax.lax.optimization_barrier
 
 
 class Weights(NamedTuple):
@@ -51,6 +50,10 @@ class _Cell(NamedTuple):
     reset_update: Array  # [window, 2 h]
     new: Array  # [window, h]
     product: Array  # [window, h] the new gate's share of the product, before the reset
+
+
+def _fixed(x: Array) -> Array:
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def _flat(x: Array) -> Array:
