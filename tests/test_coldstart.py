@@ -147,7 +147,7 @@ def test_before_the_first_round_a_start_is_the_model_it_is_named_after() -> None
     np.testing.assert_allclose(
         after("scratch", (0,))[0], error_of({n: x[NEW] for n, x in fresh.items()}), rtol=1e-5
     )
-    alone = error_of(the_global() | {"video_table": jnp.zeros_like(fresh["video_table"][0])})
+    alone = error_of(the_global())
     for start in ("global", "category", "tree"):  # nobody was asked for the category yet
         np.testing.assert_allclose(after(start, (0,))[0], alone, rtol=1e-5)
 
@@ -160,16 +160,10 @@ def test_viewers_choose_the_category_that_predicts_them_best() -> None:
     session, now = np.nonzero(arrivals(TRACES, PROTOCOL).videos.train)
     inputs, target = gather(problem.federation.arrays, toy.SHAPE, jnp.asarray(session), jnp.asarray(now))
     heads = [the_global()["head/bias"] + row for row in state.levels[1].rows["head/bias"]]
-    table_of_zeros = {"video_table": jnp.zeros((probe.BINS, 3))}
-    losses = [
-        float(
-            jnp.sum(
-                (problem.predictor.apply(the_global() | table_of_zeros | {"head/bias": h}, inputs) - target)
-                ** 2
-            )
-        )
-        for h in heads
-    ]
+    losses = []
+    for head in heads:
+        predicted = problem.predictor.apply(the_global() | {"head/bias": head}, inputs)
+        losses.append(float(jnp.sum((predicted - target) ** 2)))
     np.testing.assert_allclose(level.rows["head/bias"][NEW], heads[int(np.argmin(losses))], rtol=1e-5)
 
 
