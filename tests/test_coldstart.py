@@ -22,7 +22,6 @@ from fedjax_vp.coldstart import running, table
 from fedjax_vp.coldstart.users import NewUsers
 from fedjax_vp.coldstart.videos import NewVideos, first
 from fedjax_vp.config import load_config
-from fedjax_vp.course import Problem
 from fedjax_vp.data.protocols import UnseenBoth
 from fedjax_vp.data.splits import arrivals, split
 from fedjax_vp.errors import UserError
@@ -34,6 +33,7 @@ from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Evaluate, Everyone, Level, Method
 from fedjax_vp.federated.simulator import simulator
 from fedjax_vp.geometry import great_circle
+from fedjax_vp.problem import Problem
 
 TRACES = toy.traces(users=6, videos=5, ragged=False)  # users 1, 3, 5 test, video 4 is new
 PROTOCOL = UnseenBoth(history_s=0.8, horizon_s=0.6, start_s=0.8, valid_share=0.0)

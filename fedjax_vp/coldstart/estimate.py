@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_vp.config import Config
-from fedjax_vp.course import Problem
 from fedjax_vp.data.splits import Arrivals
 from fedjax_vp.federated.federation import gather
 from fedjax_vp.federated.participation import cohort_size
+from fedjax_vp.problem import Problem
 
 _TIMED_S = 0.3
 _COMPILE_S = 60.0  # of all functions together, where none is cached
@@ -30,8 +30,10 @@ def seconds(problem: Problem, arrivals: Arrivals, config: Config, seeds: Sequenc
     rounds = settings.rounds[-1] * viewers
     rounds += settings.viewer_rounds * sum(min(videos * count, viewers) for count in settings.viewers)
     trained = (config.rounds * cohort + starts * rounds) * method.local.steps * max(method.local.batch, 32)
-    predicted = starts * (len(settings.rounds) + len(settings.viewers)) * arrivals.videos.test.sum()
-    predicted += 4 * len(settings.seconds) * arrivals.users.test.sum()
+    predicted = (
+        starts * (len(settings.rounds) + len(settings.viewers)) * arrivals.videos.windows("test").sum()
+    )
+    predicted += 4 * len(settings.seconds) * arrivals.users.windows("test").sum()
     each = _gradient_s(problem) / len(jax.devices()[: problem.engine.devices or None])
     return _COMPILE_S + len(seeds) * each * (_OVERHEAD * trained + _PREDICT * len(method.levels) * predicted)
 

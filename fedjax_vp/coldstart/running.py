@@ -22,7 +22,6 @@ from fedjax_vp.coldstart import estimate
 from fedjax_vp.coldstart.users import NewUsers
 from fedjax_vp.coldstart.videos import NewVideos
 from fedjax_vp.config import Config
-from fedjax_vp.course import Problem
 from fedjax_vp.data import splits
 from fedjax_vp.data.protocols import UnseenBoth, Windows
 from fedjax_vp.errors import UserError
@@ -32,6 +31,7 @@ from fedjax_vp.federated import round as rounds_of
 from fedjax_vp.federated.placement import make_place
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.simulator import Simulator, simulator
+from fedjax_vp.problem import Problem
 from fedjax_vp.progress import Tally, duration
 from fedjax_vp.sweeps import groups
 

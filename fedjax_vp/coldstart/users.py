@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from fedjax_vp.course import Problem
 from fedjax_vp.data import splits
 from fedjax_vp.data.protocols import UnseenBoth
 from fedjax_vp.evaluate import Evaluation, Forecaster, adapt, evaluate, make_errors, own
@@ -22,6 +21,7 @@ from fedjax_vp.federated.placement import make_place
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Adapt
 from fedjax_vp.federated.simulator import Simulator, simulator
+from fedjax_vp.problem import Problem
 
 LOCAL_STEPS = Adapt(steps=10, lr=0.02, batch=32, on="adapt")
 """Where the config has no local steps of its own: those of the recipe `finetune`."""

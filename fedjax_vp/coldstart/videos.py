@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fedjax_vp.course import Problem
 from fedjax_vp.data.splits import Split
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.evaluate import Evaluation, evaluate, make_errors, own
@@ -27,6 +26,7 @@ from fedjax_vp.federated.placement import make_place
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Method
 from fedjax_vp.federated.simulator import Simulator, simulator
+from fedjax_vp.problem import Problem
 
 SCRATCH = "scratch"
 

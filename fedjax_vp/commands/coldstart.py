@@ -18,7 +18,7 @@ from fedjax_vp.errors import UserError
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder [default: runs/coldstart-CONFIG]; run again with the same one, what is finished is kept.",
+    help="Folder [default: in runs/, by the config's name]; run again with the same one, what is finished is kept.",
 )
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override one setting.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
@@ -67,7 +67,9 @@ def execute(
 
     config = running.adjusted(load_config(name, **{"compare": [], **dict(overrides)}))
     seeds = [config.seed] if seeds is None else seeds
-    out = out or Path("runs") / f"coldstart-{config.name}"
+    out = out or Path("runs") / (
+        config.name if config.name.startswith("coldstart") else f"coldstart-{config.name}"
+    )
     prepare_devices(config.engine.devices)
     results.open_folder(out, config, resume=True)
     try:
