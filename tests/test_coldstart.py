@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -261,39 +262,78 @@ coldstart: {rounds: [0, 1], viewers: [0, 1], viewer_rounds: 1, seconds: [0, 2]}
 """
 
 
-def test_the_command_writes_what_is_missing_and_keeps_the_rest(
+def canned(cell: running.Cell) -> list[dict[str, Any]]:
+    starts = ("global",) if cell.known == running.SECONDS else ("scratch", "global", "global_video")
+    counts = {running.ROUNDS: (0, 1), running.VIEWERS: (cell.viewers,), running.SECONDS: (0, 2)}[cell.known]
+    about = {"known": cell.known, "seed": cell.seed, "windows": 3, "mean": 9.0 + cell.seed, "median": 8.0}
+    return [
+        {"start": start, "count": float(count or 0), "horizon_s": horizon_s} | about
+        for start in starts
+        for count in counts
+        for horizon_s in (1.0, 5.0)
+    ]
+
+
+def test_the_command_measures_what_is_missing_and_keeps_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[str] = []
+
+    class Stand:
+        def __init__(self, *parts: Any) -> None: ...
+
+        def measure(self, cell: running.Cell, folder: Path) -> list[dict[str, Any]]:
+            asked.append(cell.name)
+            return canned(cell)
+
+    monkeypatch.setattr(running, "Laboratory", Stand)
+    monkeypatch.setattr(running.groups, "run", lambda cases, tally: {})
+    monkeypatch.setattr(running.estimate, "seconds", lambda *parts: 60.0)
     (tmp_path / "cold.yaml").write_text(CONFIG)
     out = tmp_path / "out"
-    words = ["coldstart", str(tmp_path / "cold.yaml"), "--out", str(out), "--quiet"]
-    first_time = CliRunner().invoke(cli, words, standalone_mode=False)
+    words = ["coldstart", str(tmp_path / "cold.yaml"), "--out", str(out), "--seeds", "0,4"]
+    first_time = CliRunner().invoke(cli, words)
     assert first_time.exit_code == 0, first_time.output
+    assert "about 60 s in all" in first_time.output
+    assert asked == [
+        f"{name}-seed{n}" for n in (0, 4) for name in ("rounds", "viewers-0", "viewers-1", "seconds")
+    ]
     found = pl.read_parquet(out / "coldstart.parquet")
-    assert found["start"].unique(maintain_order=True).to_list()[:3] == ["scratch", "global", "global_video"]
-    by = dict(found.group_by("known", "start", "count"))
-    for start in ("scratch", "global", "global_video"):  # no viewers are no rounds
-        np.testing.assert_array_equal(by["rounds", start, 0.0]["mean"], by["viewers", start, 0.0]["mean"])
+    assert found.height == 2 * 2 * (3 * 2 + 3 + 3 + 2) / 2
     assert {path.name for path in (out / "figures").iterdir()} == {
         f"{name}.{kind}" for name in ("new_videos", "new_users") for kind in ("png", "pdf")
     }
-    text = (out / "coldstart.md").read_text()
-    assert "a new video after so many rounds" in text
+    assert "a new video after so many rounds" in (out / "coldstart.md").read_text()
+    assert json.loads((out / "summary.json").read_text())["error_deg"]["rounds"]["scratch"]["1"] == [
+        11.0,
+        11.0,
+    ]
     assert (out / "manifest.json").is_file()
-    assert (out / "summary.json").is_file()
 
-    asked: list[running.Cell] = []
-    measure = running.Laboratory.measure
-
-    def count(self: Any, cell: running.Cell, folder: Path) -> Any:
-        asked.append(cell)
-        return measure(self, cell, folder)
-
-    monkeypatch.setattr(running.Laboratory, "measure", count)
-    (out / "cells" / "viewers-1-seed0.parquet").unlink()
-    assert CliRunner().invoke(cli, words, standalone_mode=False).exit_code == 0
-    assert asked == [running.Cell("viewers", 1, 0)]
+    asked.clear()
+    (out / "cells" / "viewers-1-seed4.parquet").unlink()
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    assert asked == ["viewers-1-seed4"]
     assert pl.read_parquet(out / "coldstart.parquet").equals(found)
+    other = CliRunner().invoke(cli, [*words, "--rounds", "3"])
+    assert other.exit_code == 2
+    assert "was run with rounds = 2, not 3" in other.output
+
+
+@pytest.mark.slow
+def test_a_whole_cold_start(tmp_path: Path) -> None:
+    """No viewers are no rounds, for every start; after the base run nothing but its checkpoint is read."""
+    (tmp_path / "cold.yaml").write_text(CONFIG)
+    out = tmp_path / "out"
+    done = CliRunner().invoke(cli, ["coldstart", str(tmp_path / "cold.yaml"), "--out", str(out), "--quiet"])
+    assert done.exit_code == 0, done.output
+    by = dict(pl.read_parquet(out / "coldstart.parquet").group_by("known", "start", "count"))
+    for start in ("scratch", "global", "global_video"):
+        np.testing.assert_array_equal(by["rounds", start, 0.0]["mean"], by["viewers", start, 0.0]["mean"])
+    base_run = json.loads((out / "base" / "seed0" / "summary.json").read_text())
+    np.testing.assert_allclose(
+        by["rounds", "global_video", 0.0]["mean"], base_run["error_deg"]["mean"], atol=1e-4
+    )
 
 
 def test_the_protocol_of_a_config_keeps_its_windows() -> None:

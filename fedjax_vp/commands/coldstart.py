@@ -18,7 +18,7 @@ from fedjax_vp.errors import UserError
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder [default: in runs/, by the config's name]; run again with the same one, what is finished is kept.",
+    help="Folder [default: in runs/, by the config's name]; with the same one, what is finished is kept.",
 )
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Override one setting.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
