@@ -23,6 +23,7 @@ _COMMANDS = {
     "run": "Train a config's method and those beside it; write a run folder.",
     "compare": "Compare run folders or configs, over several seeds.",
     "sweep": "Run a config over seeds and settings, many points in one compiled function.",
+    "coldstart": "Measure new videos and new users, by how much is known of them.",
     "report": "Draw the figures and tables of a run folder.",
     "data": "List, import, download and inspect data sets.",
     "list": "List algorithms, models, datasets or configs.",

@@ -20,6 +20,7 @@ from fedjax_vp.data.store import Named
 from fedjax_vp.data.synthetic import Planted, Synthetic
 from fedjax_vp.data.table import Table
 from fedjax_vp.errors import UserError
+from fedjax_vp.federated.arrival import ColdStart
 from fedjax_vp.federated.settings import (
     Adapt,
     Engine,
@@ -39,7 +40,7 @@ DatasetSettings = Named | Table | Synthetic | Planted
 
 # What a file says of these, it says of its own method.
 _OWN: dict[str, Any] = dict.fromkeys(("levels", "client", "mixing", "adapt", "compare", "algorithm", "name"))
-_SHARED = ("seed", "rounds", "dataset", "protocol", "engine", "evaluate")
+_SHARED = ("seed", "rounds", "dataset", "protocol", "engine", "evaluate", "coldstart")
 _METHOD = Method()
 
 
@@ -67,6 +68,7 @@ class Config(BaseModel):
     adapt: Adapt = _METHOD.adapt
     engine: Engine = Engine()
     evaluate: Evaluate = Evaluate()
+    coldstart: ColdStart = ColdStart()
     compare: tuple[str, ...] = ()
 
     _beside: dict[str, Config] = PrivateAttr(default_factory=dict)

@@ -140,14 +140,14 @@ class Tally(_Shown):
             fresh = done - sum(self._found.values())
             left = (now - self._begun) / fresh * (total - done) if fresh > 0 else float("nan")
             text = f"{self._name}: {news}, round {done} of {total}"
-            text += f", about {_duration(left)} left" if left > 0 else ""
+            text += f", about {duration(left)} left" if left > 0 else ""
             self._console.print(text, highlight=False, soft_wrap=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds in words.
 
-    >>> _duration(42.0), _duration(600.0), _duration(9000.0)
+    >>> duration(42.0), duration(600.0), duration(9000.0)
     ('42 s', '10 min', '2.5 h')
     """
     if seconds < 90:

@@ -82,7 +82,25 @@ def split(traces: TraceSet, protocol: Protocol) -> Split:
     Raises:
         UserError: Traces or lists the protocol cannot be used with.
     """
-    roles = _roles(traces, protocol)
+    return _split_roles(traces, protocol, _roles(traces, protocol))
+
+
+class Arrivals(NamedTuple):
+    """What comes after training under `unseen_both`; test users are new in both."""
+
+    videos: Split  # training users train on the new videos; test windows are those of the protocol itself
+    users: Split  # training as under the protocol itself, tests on the known videos
+
+
+def arrivals(traces: TraceSet, protocol: UnseenBoth) -> Arrivals:
+    """Splits of the time when the test videos, or the test users on known videos, arrive."""
+    users, videos = _unseen(traces, protocol)
+    first = _roles(traces, protocol)
+    roles = Roles(~users & videos, first.valid, first.test), Roles(first.train, first.valid, users & ~videos)
+    return Arrivals(*(_split_roles(traces, protocol, one) for one in roles))
+
+
+def _split_roles(traces: TraceSet, protocol: Protocol, roles: Roles) -> Split:
     if traces.source is None:
         return _masks(traces, protocol, roles)
     kinds = np.stack([traces.length, *roles], axis=1)
@@ -119,7 +137,7 @@ def _roles(traces: TraceSet, protocol: Protocol) -> Roles:
             tests = _ranks(traces.video) % protocol.folds == protocol.fold
             trains = ~tests
         case UnseenBoth():
-            users, videos = _ranks(traces.user) % 2 == 1, _test_videos(traces, protocol)
+            users, videos = _unseen(traces, protocol)
             trains, tests = ~users & ~videos, users & videos
     valids = _keep_valid(traces, trains, protocol.valid_share)
     return Roles(trains & ~valids, valids, tests)
@@ -151,6 +169,11 @@ def _on_stride(traces: TraceSet, protocol: Windows, stride: int) -> np.ndarray:
     """Bool [trace, time]: every `stride`-th sample by video time, counted from start_s."""
     steps = np.rint((traces.time_s() - protocol.start_s) * traces.rate_hz).astype(np.int64)
     return steps % stride == 0
+
+
+def _unseen(traces: TraceSet, protocol: UnseenBoth) -> tuple[np.ndarray, np.ndarray]:
+    """Bool [trace]: the user tests, the video tests."""
+    return _ranks(traces.user) % 2 == 1, _test_videos(traces, protocol)
 
 
 def _test_videos(traces: TraceSet, protocol: UnseenBoth) -> np.ndarray:

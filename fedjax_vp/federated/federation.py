@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_vp.data.splits import Split
 from fedjax_vp.data.traces import TraceSet
@@ -181,6 +181,14 @@ def sampled(federation: Federation, most: int) -> Federation:
 
     arrays = federation.arrays
     return replace(federation, arrays=arrays._replace(test=some(arrays.test), valid=some(arrays.valid)))
+
+
+def trained_by(arrays: Arrays, sessions: Bool[np.ndarray, "session"]) -> Arrays:
+    """The same arrays where only some sessions have training windows: the others' clients do no work."""
+    count = jnp.where(jnp.asarray(sessions), arrays.train.count, 0)
+    rank = jnp.cumsum(count[arrays.bags.session]).astype(jnp.int32)
+    bags = arrays.bags._replace(rank=jnp.concatenate([jnp.zeros(1, jnp.int32), rank]))
+    return arrays._replace(train=arrays.train._replace(count=count), bags=bags)
 
 
 def traces_of(arrays: Arrays, session: Int[Array, "slot"]) -> tuple[Traces, Int[Array, "slot"]]:

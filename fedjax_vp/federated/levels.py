@@ -187,10 +187,10 @@ def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_
     clients = client_of[used]
     atoms = [g.finest[used] for g in groupings]
     apart = [
-        g.num_groups > 1 and _relation(clients, atom) != "nested" and len(np.unique(atom)) > 1
+        g.num_groups > 1 and nesting(clients, atom) != "nested" and len(np.unique(atom)) > 1
         for g, atom in zip(groupings, atoms, strict=True)
     ]
-    shared = [_relation(g.code[used], clients) != "nested" or len(np.unique(clients)) == 1 for g in groupings]
+    shared = [nesting(g.code[used], clients) != "nested" or len(np.unique(clients)) == 1 for g in groupings]
     varying = {n for names, yes in zip(owned, apart, strict=True) if yes for n in names}
     public = {n for names, yes in zip(owned, shared, strict=True) if yes for n in names}
     return Layout(
@@ -211,15 +211,15 @@ def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_
 def _lies(fine: Grouping, coarse: Grouping, used: np.ndarray) -> str:
     """How groups lie however a learned grouping deals its units."""
     if coarse.num_groups == 1:
-        return _relation(fine.code, coarse.code, used)
-    found = _relation(fine.code, coarse.finest, used)
+        return nesting(fine.code, coarse.code, used)
+    found = nesting(fine.code, coarse.finest, used)
     if coarse.soft and coarse.unit is not None:
         return "crossed"
     return "nested" if found == "single" and coarse.unit is not None else found
 
 
-def _relation(fine: np.ndarray, coarse: np.ndarray, used: np.ndarray | None = None) -> str:
-    """How fine groups lie in coarse ones: all in the only one, each within one, or across.
+def nesting(fine: np.ndarray, coarse: np.ndarray, used: np.ndarray | None = None) -> str:
+    """How fine groups lie in coarse ones: all in the only one (`single`), each within one (`nested`), across.
 
     Sessions that only test (not `used`) share rows with those that train, so they too must nest; where one of
     their groups is unknown they say nothing.

@@ -28,11 +28,14 @@ from fedjax_vp.federated.round import State
 from fedjax_vp.federated.simulator import Simulator
 
 
-def make_place(sim: Simulator) -> Callable[[State], State]:
-    """A function from a state to the same state with every session that can be placed in a group."""
+def make_place(sim: Simulator) -> Callable[..., State]:
+    """A function from a state to the same state with every session that can be placed in a group.
+
+    It takes other arrays than the federation's as a second argument: with fewer windows to place by, say.
+    """
     learned = [i for i, level in enumerate(sim.layout.levels) if learned_of.settings_of(level)]
     if not learned:
-        return lambda state: state
+        return lambda state, arrays=None: state
     newcomers = {i: _newcomers(sim, i) for i in learned}
 
     @jax.jit
@@ -42,7 +45,7 @@ def make_place(sim: Simulator) -> Callable[[State], State]:
             states = _place_level(sim, states, arrays, index, newcomers[index])
         return state._replace(levels=states)
 
-    return lambda state: place(state, sim.federation.arrays, newcomers)
+    return lambda state, arrays=sim.federation.arrays: place(state, arrays, newcomers)
 
 
 def _newcomers(sim: Simulator, index: int) -> Int[Array, "newcomer"]:
@@ -104,7 +107,7 @@ def _place_level(
         regret = -verdict if sim.groupings[index].soft else verdict
         return jnp.argmin(jnp.where(users[parent[session]] > 0, regret, jnp.inf))
 
-    trained = jnp.any(users[parent[newcomers]] > 0, axis=1)
+    trained = jnp.any(users[parent[newcomers]] > 0, axis=1) & (arrays.adapt.count[newcomers] > 0)
     row = parent[newcomers] * groups + jax.lax.map(one, newcomers)
     group = group.at[newcomers, 0].set(jnp.where(trained, row, group[newcomers, 0]))
     share = share.at[newcomers, 0].max(trained.astype(jnp.float32))

@@ -30,7 +30,7 @@ def render(run_dir: Path) -> list[Path]:
     errors = {run.label: np.asarray(run.summary["error_deg"]["mean"])}
     errors |= {method: columns["mean"] for method, columns in run.compared().items()}
     errors |= {name: np.asarray(mean) for name, mean in run.baselines.items()}
-    return _write(
+    return write(
         Path(run_dir) / "figures",
         {
             "error_over_horizon": lines.over_horizon(run.horizons_s, errors),
@@ -60,7 +60,7 @@ def render_comparison(
         The files written.
     """
     horizons_s = next(iter(runs.values())).horizons_s
-    return _write(
+    return write(
         out / "figures",
         {
             "error_over_horizon": lines.over_horizon(horizons_s, error_deg, half_deg),
@@ -77,7 +77,7 @@ def _users(runs: Mapping[str, RunFolder]) -> dict[str, np.ndarray]:
     return own | {name: errors for name, errors in first.items() if name in BASELINES}
 
 
-def _write(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
+def write(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
     """Draws everything beside the folder, then moves it there: a folder that exists is complete."""
     drawn = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(drawn, ignore_errors=True)
