@@ -43,10 +43,15 @@ def part(arrays: Arrays, shape: WindowShape, bins: int, session: Int[Array, ""])
 def counted(
     layout: Layout, states: tuple[LevelState, ...], arrays: Arrays, shape: WindowShape
 ) -> tuple[LevelState, ...]:
-    """The same rows, those of the coarsest level that owns the leaf with (1) in it."""
+    """The same rows, those of the coarsest level that owns the leaf with (1) in it.
+
+    One group for everybody has no crowd of its own: its row stays zero, which says "unknown".
+    """
     if not any(VIDEO_CROWD in state.rows for state in states):
         return states
     index = layout.coarsest(VIDEO_CROWD)
+    if not layout.levels[index].by:
+        return states
     state, rows = states[index], states[index].rows[VIDEO_CROWD]
 
     def add(place: Int[Array, ""], total: Array) -> Array:
