@@ -1,89 +1,102 @@
-"""Four published data sets, four ways of sharing: the table of the README, made by one resumable command.
+"""Published traces, method by method: the README's tables, made by one resumable command.
 
-    python benchmarks/real_traces.py --out runs/real_traces [--sets jin wu david avtrack] [--seeds 0]
+    python benchmarks/real_traces.py --out runs/real_traces [--jobs N] [--limit-s S]
+        [--tables ...] [--sets ...] [--methods ...] [--seeds 0,1,2]
 
-Run it again with the same folder and finished runs are reused, interrupted ones go on. The data sets must
-have been imported (`fedjax-vp data import NAME PATH`). Writes `real_traces.json` and `real_traces.md` into
-the folder.
+Prints what it will run and roughly how long that takes, then runs every cell (a method on a data set, with
+its seeds) in a process of its own, N at once; on an accelerator each gets its share of the memory. Run again
+with the same folder, finished runs are reused and interrupted ones go on. A cell that fails stops no other.
+The data sets must have been imported (`fedjax-vp data import NAME PATH`). Writes `real_traces.json`,
+`real_traces.md` and `verdicts.md` into the folder; `--tables-only` runs nothing and writes them anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from fedjax_vp.commands.compare import execute, parse_seeds
+from rich.console import Console
+from traces import cells, judging, spreading
+
+from fedjax_vp.commands.compare import parse_seeds
 from fedjax_vp.environment import prepare_jax
-
-METHODS = ("centralized", "fedavg", "per_video", "global_video")
-KEPT = (
-    "algorithm",
-    "seed",
-    "rounds",
-    "model",
-    "num_params",
-    "num_clients",
-    "num_windows",
-    "horizons_s",
-    "error_deg",
-)
-KEPT += ("baselines", "worst_decile_deg", "bytes_up", "bytes_down", "compile_s", "wall_s", "evaluate_s")
-SETS = ("jin", "wu", "david", "avtrack")
+from fedjax_vp.errors import UserError
 
 
-def main() -> None:
-    """Runs what is missing, then writes the table."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs what is missing, then writes the tables."""
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        plan = cells.plan(options.tables, options.sets, options.methods, parse_seeds(options.seeds))
+        if options.cell:
+            prepare_jax()
+            found = [cell for cell in plan if cell.name == options.cell]
+            return min(1, sum(spreading.run_cell(cell, options.out, options.rounds) for cell in found))
+        missing = [] if options.tables_only else spreading.todo(plan, options.out)
+        seconds = sum(cell.seconds for cell in missing) / options.jobs
+        console.print(
+            f"{len(plan)} cells, {len(missing)} to run: about {seconds / 60:.0f} min with {options.jobs} at "
+            "once where each has two CPU cores"
+        )
+        failed = {}
+        if missing and not options.estimate:
+            options.out.mkdir(parents=True, exist_ok=True)
+            how = spreading.How(options.jobs, options.limit_s, options.rounds)
+            failed = spreading.spread(missing, options.out, how, console)
+        if not options.estimate:
+            write(plan, options.out, failed)
+        return 1 if failed else 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted: the same command goes on after the runs in {options.out}", file=sys.stderr)
+        return 130
+
+
+def write(plan: Sequence[cells.Cell], out: Path, failed: dict[str, str]) -> None:
+    """Tables, verdicts and the summaries they are made from."""
+    found = judging.collect(plan, out)
+    verdicts = [
+        one for item in found.items() for one in judging.verdicts(*item) + judging.centralized_verdict(*item)
+    ]
+    whole = {
+        "runs": {"/".join(place): judging.record(methods) for place, methods in found.items()},
+        "verdicts": [one._asdict() for one in verdicts],
+        "failed": failed,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "real_traces.json").write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
+    text = "\n\n".join(judging.table(*item) for item in found.items())
+    (out / "real_traces.md").write_text(text + "\n")
+    (out / "verdicts.md").write_text(judging.lines(verdicts) + "\n")
+    print(text, judging.lines(verdicts), sep="\n\n")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/real_traces"))
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--seeds", default="0", help="such as 0,1,2")
-    options = parser.parse_args()
-    prepare_jax()
-    seeds = parse_seeds(options.seeds)
-    for name in options.sets:
-        execute([f"{name}_{method}" for method in METHODS], seeds, options.out / name)
-    found = {name: collect(options.out / name) for name in options.sets}
-    (options.out / "real_traces.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    text = "\n\n".join(table(name, runs) for name, runs in found.items())
-    (options.out / "real_traces.md").write_text(text + "\n")
-    print(text)
-
-
-def collect(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Summaries of the finished runs below a folder, by method."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.rglob("summary.json")):
-        whole = json.loads(path.read_text())
-        one = {key: whole[key] for key in KEPT}
-        found.setdefault(one["algorithm"], []).append(one)
-    return found
-
-
-def table(name: str, runs: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: mean error in degrees at each horizon, and in brackets its ratio to no motion."""
-    first = next(iter(runs.values()))[0]
-    still = first["baselines"]["no_motion"]["mean"]
-    rows = {"no motion": still, "velocity": first["baselines"]["velocity"]["mean"]}
-    for method in METHODS:
-        errors = [one["error_deg"]["mean"] for one in runs.get(method, [])]
-        if errors:
-            rows[method] = [sum(column) / len(column) for column in zip(*errors, strict=True)]
-    head = [
-        f"{name}, {first['num_windows']} windows",
-        *(f"{h:g} s" for h in first["horizons_s"]),
-        "train (s)",
-    ]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for method, errors in rows.items():
-        cells = [f"{e:.2f} ({e / s:.3f})" for e, s in zip(errors, still, strict=True)]
-        seconds = f"{runs[method][0]['wall_s']:.0f}" if method in runs else ""
-        lines.append("| " + " | ".join([method.replace("_", " "), *cells, seconds]) + " |")
-    return "\n".join(lines)
+    parser.add_argument("--tables", nargs="+", choices=cells.TABLES, default=list(cells.TABLES))
+    parser.add_argument("--sets", nargs="+", choices=cells.SETS, default=list(cells.SETS))
+    parser.add_argument("--methods", nargs="+", choices=cells.methods(), default=[], metavar="METHOD")
+    parser.add_argument("--seeds", help="such as 0,1,2; by default 3 on jin and wu, 1 elsewhere")
+    parser.add_argument("--rounds", type=int, help="of every run, to try the command out; by default its own")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once, each in a process of its own")
+    parser.add_argument(
+        "--limit-s", type=float, default=math.inf, help="no cell starts after so many seconds"
+    )
+    parser.add_argument("--estimate", action="store_true", help="say how long it takes, and run nothing")
+    parser.add_argument("--tables-only", action="store_true", help="run nothing, write the tables anew")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)  # run by the processes
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -61,7 +61,7 @@ def test_levels_are_addressed_by_name_and_index() -> None:
     config = load_config({"algorithm": "global_video"}, **overrides)
     assert config.levels[1].shrinkage == 0.5
     assert config.levels[0].server == Adaptive(kind="adam", lr=0.02)
-    assert config.levels[0].owns == ("*", "!video_table")
+    assert config.levels[0].owns == ("*", "!video_*")
 
 
 def test_another_kind_drops_the_old_members_keys() -> None:
@@ -73,9 +73,9 @@ def test_another_kind_drops_the_old_members_keys() -> None:
     assert load_config(mapping, **{"protocol.kind": "within_session"}).protocol == WithinSession()
 
 
-def test_a_recipes_table_survives_another_model() -> None:
+def test_a_recipes_crowd_survives_another_model() -> None:
     config = load_config({"algorithm": "global_video", "model": {"kind": "gru"}})
-    assert config.model.features.table > 0
+    assert config.model.features.crowd
     assert load_config({"algorithm": "global_video", "model": "static"}).model == Static()
 
 

@@ -32,7 +32,7 @@ def method_of(name: str) -> tuple[Method, bool]:
     method = replace(
         config.method, local=replace(config.local, batch=batch, steps=min(config.local.steps, 2))
     )
-    return method, config.model.features.table > 0
+    return method, config.model.features.crowd
 
 
 SAME_ROUND = {"fedgroup": "update_kmeans", "fl_hc": "update_kmeans", "finetune": "fedavg"}

@@ -55,7 +55,7 @@ def test_a_problem_is_ready_to_simulate(loaded: tuple[Config, TraceSet, splits.S
     config = load_config(SMALL, algorithm="global_video", client="user")
     problem = experiment.problem(config, traces, split, experiment.horizons(config, traces.rate_hz))
     params = problem.predictor.init(jax.random.key(0))
-    assert "video_table" in params
+    assert "video_crowd" in params
     assert problem.federation.num_clients == 2  # even positions of four users train
     assert [level.name for level in problem.method.levels] == ["global", "video"]
     assert problem.engine == config.engine

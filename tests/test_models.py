@@ -223,7 +223,7 @@ def test_the_table_is_read_on_the_clock_and_clipped_at_its_end() -> None:
     features = Features(table=1, table_at_s=(1.0, 5.0), table_bin_s=0.5)
     feature_map = features.build(SHAPE)
     assert feature_map.num_context == 6
-    bins = features.num_bins(SHAPE)
+    bins = features.num_bins(SHAPE, 0.5)
     assert bins == 51
     table = jnp.zeros((bins, 1, 3)).at[:, 0, 2].set(jnp.arange(bins, dtype=jnp.float32))
     # 12 s as a float32 clock may say it: t0 + k / rate with an inexact rate.

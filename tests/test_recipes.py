@@ -26,14 +26,14 @@ def test_every_recipe_resolves(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_levels_with_a_table_belong_to_videos(name: str) -> None:
+def test_levels_with_a_crowd_belong_to_videos(name: str) -> None:
     config = load_config({"algorithm": name})
     by_video = [level for level in config.levels if level.by == "video"]
-    assert bool(by_video) == (config.model.features.table > 0)
+    assert bool(by_video) == config.model.features.crowd
     first = config.levels[0]
     if by_video and first not in by_video:
-        assert first.owns == ("*", "!video_table")
-        assert by_video[0].owns == ("video_table",)
+        assert first.owns == ("*", "!video_*")
+        assert by_video[0].owns == ("video_*",)
     else:
         assert first.owns[0] == "*"
 
@@ -91,10 +91,11 @@ def test_local_only_shares_no_row_between_clients() -> None:
     assert [level.by for level in config.levels] == [config.client] == ["user"]
 
 
-@pytest.mark.parametrize("name", ["global_video", "global_video_user"])
-def test_finer_levels_are_shrunk_by_empirical_bayes(name: str) -> None:
+@pytest.mark.parametrize("name", ["global_video_user", "five_layers"])
+def test_finer_levels_that_train_are_shrunk_by_empirical_bayes(name: str) -> None:
     config = load_config({"algorithm": name})
-    assert [level.shrinkage for level in config.levels[1:]] == ["auto"] * (len(config.levels) - 1)
+    trained = [level.shrinkage for level in config.levels[1:] if level.name != "video"]
+    assert trained == ["auto"] * (len(config.levels) - 2)
     assert config.mixing.kind == "mixture"
 
 

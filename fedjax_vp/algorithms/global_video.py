@@ -1,35 +1,37 @@
-"""Global + video: one network for all, and for each video a table of where its viewers look at each second.
+"""Global + video: one network for all, and for each video where its viewers look at each half second.
 
-    theta_i = theta_global + table_{v(i)}                                           (1)
-    table_v <- s (table_v + mean update of the viewers of v),   s by empirical Bayes   (2)
-    prediction at horizon k = sum_l pi[l, k] f(theta^(<=l))_k,  l in {global, video}    (3)
+    theta_i = theta_global + C_{v(i)}                                                    (1)
+    C_v[b] = sum over the training viewers i of v of (1, mean direction of i in bin b)   (2)
+    prediction at horizon k = sum_l pi[l, k] f(theta^(<=l))_k,  l in {global, video}     (3)
 
-The global level owns everything but `video_table`, the video level owns the table. Shrinkage (2) keeps
-seconds that few have watched near "unknown", and the mixture (3), learned on validation windows, lets each
-horizon lean on the level that predicts it best: motion for fractions of a second, the video beyond. Part of
-every batch is predicted without the table, so that the network alone stays a good predictor.
+The global level owns everything but `video_crowd`, the video level owns the crowd (2). It is counted once,
+and a headset that trains takes its own part out (`federated/crowd.py`). The network sees the mean of the
+crowd's directions now and up to 5 s ahead, shrunk to "unknown" where few have watched, and the mixture (3),
+learned on validation windows, lets each horizon lean on the level that predicts it best. Part of every batch
+is predicted without the crowd, so that the network alone stays a good predictor.
+
+A table that is trained instead is `features: {crowd: false, table: 4}`, with a server optimizer and
+shrinkage of its own at the video level (docs/levels.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from fedjax_vp.algorithms.recipe import COHORT, LOCAL_SGD, Recipe
+
+CROWD: Mapping[str, Any] = {"crowd": True, "table": 0, "table_at_s": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]}
 
 GLOBAL_VIDEO = Recipe(
     name="global_video",
-    title="one network for all, a table by time for each video",
+    title="one network for all, and where each video's viewers look when",
     settings={
         "levels": [
-            {"name": "global", "owns": ["*", "!video_table"]},
-            {
-                "name": "video",
-                "by": "video",
-                "owns": ["video_table"],
-                "shrinkage": "auto",
-                "progress": 0.02,
-                "server": {"kind": "adam", "lr": 0.03, "tau": 1e-4, "schedule": {"kind": "cosine"}},
-            },
+            {"name": "global", "owns": ["*", "!video_*"]},
+            {"name": "video", "by": "video", "owns": ["video_*"]},
         ],
-        "model": {"features": {"table": 4, "table_at_s": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]}},
+        "model": {"features": CROWD},
         "local": {**LOCAL_SGD, "prefix_share": 0.5},
         "participation": COHORT,
         "mixing": {"kind": "mixture"},

@@ -1,6 +1,6 @@
 """Global + video + user: the three layers, a user's own last layer on top of `global_video`.
 
-    theta_i = theta_global + table_{v(i)} + head_{u(i)}                             (1)
+    theta_i = theta_global + C_{v(i)} + head_{u(i)}                             (1)
     head_u <- s (head_u + mean residual update of u's sessions),   s by empirical Bayes   (2)
 
 A user's update is what the levels above left unexplained. Real users differ by degrees and have few windows,

@@ -82,16 +82,22 @@ class WithinSession(Windows):
 
 @dataclass(frozen=True)
 class UnseenUsers(Windows):
-    """Users in natural order: position p tests where p mod ``folds`` is ``fold`` (default: odd positions)."""
+    """Users in natural order: position p tests where p mod ``folds`` is ``fold`` (default: odd positions).
+
+    With ``rehearse`` k the users who test are left out altogether, and every k-th of the others tests in
+    their place: settings can be chosen that way without a look at those whom the results are about.
+    """
 
     kind: Literal["unseen_users"] = "unseen_users"
     folds: int = 2
     fold: int = 1
+    rehearse: int = 0
 
     def __post_init__(self) -> None:
         """Refuse impossible values; see `Windows`."""
         super().__post_init__()
         _require_fold(self.folds, self.fold)
+        _require(self.rehearse == 0 or self.rehearse >= 2, "rehearse", self.rehearse, "give 0, or at least 2")
 
 
 @dataclass(frozen=True)

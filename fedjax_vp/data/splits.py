@@ -133,6 +133,9 @@ def _roles(traces: TraceSet, protocol: Protocol) -> Roles:
         case UnseenUsers():
             tests = _ranks(traces.user) % protocol.folds == protocol.fold
             trains = ~tests
+            if protocol.rehearse:
+                tests = _every(traces.user, trains, protocol.rehearse)
+                trains &= ~tests
         case UnseenVideos():
             tests = _ranks(traces.video) % protocol.folds == protocol.fold
             trains = ~tests
@@ -163,6 +166,13 @@ def _samples(traces: TraceSet, protocol: Windows) -> tuple[int, int]:
 def _ranks(codes: np.ndarray) -> np.ndarray:
     """Position [trace] of each trace's user or video among those present."""
     return np.unique(codes, return_inverse=True)[1]
+
+
+def _every(codes: np.ndarray, among: np.ndarray, step: int) -> np.ndarray:
+    """Bool [trace]: the trace's user or video is a `step`-th one of those present `among` the traces."""
+    found = np.zeros(len(codes), bool)
+    found[among] = _ranks(codes[among]) % step == step - 1
+    return found
 
 
 def _on_stride(traces: TraceSet, protocol: Windows, stride: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from fedjax_vp.federated.settings import Level, Method
 from fedjax_vp.models.base import Params
 
 # Leaves whose leading axes are blocks that a client may train or leave alone: a second of the video table.
-BLOCK_AXES = {"video_table": 1}
+BLOCK_AXES = {"video_table": 1, "video_crowd": 1}
 
 
 class Membership(NamedTuple):

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from fedjax_vp.federated import batches
+from fedjax_vp.federated import batches, crowd
 from fedjax_vp.federated.federation import Arrays, Federation, Traces, client_windows, cut, traces_of
 from fedjax_vp.federated.grouping.settings import ByUpdates
 from fedjax_vp.federated.grouping.sketch import sketch
@@ -152,6 +152,8 @@ def local_update(
     work = batches.plan(client.key, settings, federation, arrays, client.index, task.mixed)
     work = work._replace(steps=jnp.where(client.reports, work.steps, 0))
     theta, lacks = start(task, states, session)
+    if layout.varying or federation.max_sessions == 1:
+        theta = crowd.without_own(theta, arrays, federation.shape, session, real)
     traces, row = bag_traces(task, arrays, client)
     update_fn = optimizer(settings).update
     size = batches.batch_size(settings, federation)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_vp.federated import (
     assignment,
+    crowd,
     levels,
     operations,
     participation,
@@ -94,6 +95,7 @@ def init(sim: Simulator, seed: Int[Array, ""]) -> State:
         count = sim.federation.num_clients
         clients = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), one)
     states = learned_of.begin(sim.layout, sim.groupings, sim.task.predictor.init, _key(seed))
+    states = crowd.counted(sim.layout, states, sim.federation.arrays, sim.federation.shape)
     state = State(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.int32), states, clients)
     return jax.tree.map(jnp.copy, state)  # no buffer twice, so that a chunk may take them all over
 

@@ -5,6 +5,13 @@ that belongs to whichever level owns the parameter `video_table`: where the view
 second. The table holds vectors of the world and is turned into the viewer's frame before the network sees it,
 so a model with the table alone is equivariant to rotations about the vertical axis: a turned video needs a
 turned table and no other weights. A table of zeros says "unknown video".
+
+The crowd says the same without being trained: how many others have watched this half second, and the sum of
+their directions (`federated/crowd.py`). It is read between its bins, as
+
+    sum / (count + PRIOR),                                                                      (1)
+
+a vector whose length says how much they agree, and how many they are.
 """
 
 from __future__ import annotations
@@ -14,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -23,6 +31,12 @@ from fedjax_vp import geometry
 VIDEO_TABLE = "video_table"
 """Name of the table's leaf, [bin, vector, 3]."""
 
+VIDEO_CROWD = "video_crowd"
+"""Name of the crowd's leaf, [bin, 4]: viewers, and the sum of their directions."""
+
+CROWD_BIN_S = 0.5
+CROWD_PRIOR = 2.0  # viewers who would look nowhere, in (1)
+CROWD_SCALE = 2.0  # brings the crowd's vectors near unit variance
 NUM_PERIODS = 4  # of the video-time encoding: the duration and its half, quarter and eighth
 DAMPING_S = 0.3  # time constant of head movement: the best at 1 s on slow traces, near it on fast ones
 AWAY_SCALE = 3.0  # the same for the way from earlier samples to the last
@@ -71,29 +85,34 @@ class Features:
     table: int = 0  # vectors a bin in the table by video time; 0: no table
     table_at_s: tuple[float, ...] = (1.0, 3.0, 5.0)  # the table is read so far ahead of now
     table_bin_s: float = 1.0
+    crowd: bool = False  # where others looked, read at the same times as the table; counted, not trained
     velocity: bool = False  # learn what to add to the damped velocity instead of to no motion
 
     def __post_init__(self) -> None:
         if self.table < 0:
             raise ValueError(f"features.table is {self.table}: give a number of vectors, or 0 for no table")
-        if self.table and (not self.table_at_s or min(self.table_at_s) < 0):
+        if (self.table or self.crowd) and (not self.table_at_s or min(self.table_at_s) < 0):
             at_s = list(self.table_at_s)
             raise ValueError(f"features.table_at_s is {at_s}: give times ahead in seconds, such as [1, 3, 5]")
         if not self.table_bin_s > 0:
             raise ValueError(f"features.table_bin_s is {self.table_bin_s}: give a positive number of seconds")
 
-    def num_bins(self, shape: WindowShape) -> int:
-        """Bins of the table: the longest video and the farthest look ahead."""
-        return math.ceil((shape.duration_s + max(0.0, *self.table_at_s)) / self.table_bin_s) + 1
+    def num_bins(self, shape: WindowShape, bin_s: float) -> int:
+        """Bins of the table or the crowd: the longest video and the farthest look ahead."""
+        return math.ceil((shape.duration_s + max(0.0, *self.table_at_s)) / bin_s) + 1
 
     def build(self, shape: WindowShape) -> FeatureMap:
         """Pure functions of these features."""
-        num_bins = self.num_bins(shape) if self.table else 0
-        num_table = len(self.table_at_s) * self.table * 3
+        num_table = len(self.table_at_s) * (self.table + self.crowd) * 3
         num_context = 2 * self.yaw + (2 * NUM_PERIODS + 1) * self.time + num_table
+        shapes = {}
+        if self.table:
+            shapes[VIDEO_TABLE] = (self.num_bins(shape, self.table_bin_s), self.table, 3)
+        if self.crowd:
+            shapes[VIDEO_CROWD] = (self.num_bins(shape, CROWD_BIN_S), 4)
 
         def init() -> dict[str, Array]:
-            return {VIDEO_TABLE: jnp.zeros((num_bins, self.table, 3), jnp.float32)} if self.table else {}
+            return {name: jnp.zeros(size, jnp.float32) for name, size in shapes.items()}
 
         def apply(params: dict[str, Array], inputs: Inputs) -> View:
             frame = geometry.yaw_frame(inputs.past[:, -1])
@@ -105,9 +124,11 @@ class Features:
                 context.append(encode_time(inputs.time, shape.duration_s))
             if self.table:
                 context.append(_read_table(params[VIDEO_TABLE], inputs.time, frame, self))
+            if self.crowd:
+                context.append(_read_crowd(params[VIDEO_CROWD], inputs.time, frame, self))
             return View(past, jnp.concatenate(context, axis=-1), frame)
 
-        return FeatureMap(num_context, frozenset([VIDEO_TABLE] if self.table else []), init, apply)
+        return FeatureMap(num_context, frozenset(shapes), init, apply)
 
 
 def reach_s(shape: WindowShape, damping_s: float | None = DAMPING_S) -> np.ndarray:
@@ -165,3 +186,20 @@ def _read_table(
     # The margin keeps 12.999999 s, which is 13 s on a float32 clock, in the bin of 13 s.
     rows = table.at[jnp.floor(ahead / features.table_bin_s + 1e-4).astype(jnp.int32)].get(mode="clip")
     return geometry.to_yaw_frame(rows, frame[:, None, None]).reshape(time.shape[0], -1)
+
+
+def _read_crowd(
+    crowd: Float[Array, "bin 4"],
+    time: Float[Array, "window"],
+    frame: Float[Array, "window 2"],
+    features: Features,
+) -> Float[Array, "window c"]:
+    """(1) in the viewer's frame, linear between the middles of the bins."""
+    ahead = time[:, None] + jnp.array(features.table_at_s, jnp.float32)[None, :]
+    place = jnp.maximum(ahead / CROWD_BIN_S - 0.5, 0.0)
+    before = jnp.floor(place)
+    later, index = (place - before)[..., None], before.astype(jnp.int32)
+    crowd = jax.lax.stop_gradient(crowd)
+    rows = (1 - later) * crowd.at[index].get(mode="clip") + later * crowd.at[index + 1].get(mode="clip")
+    mean = CROWD_SCALE * rows[..., 1:] / (jnp.maximum(rows[..., :1], 0.0) + CROWD_PRIOR)
+    return geometry.to_yaw_frame(mean, frame[:, None]).reshape(time.shape[0], -1)

@@ -1,8 +1,8 @@
 """Groups found once, before training, from what the headsets know: their windows or their trajectories.
 
 PACFL needs a few numbers of each client's windows; the trajectory clusterings see everything and are oracles
-to compare with. Only samples of training windows are looked at, so that nothing leaks from valid or test. A
-unit that does not train is of no known group.
+to compare with. Only samples of training windows are looked at, so that nothing leaks from valid or test, and
+a unit that does not train is of no known group; but where an oracle is told to `peek`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def find(
     if federation.arrays.make is not None:
         raise UserError(f"grouping {settings.kind} reads traces: give dataset.stored: true")
     trains = np.asarray(federation.arrays.train.count) > 0
+    if isinstance(settings, Trajectories) and settings.peek:
+        trains = np.ones_like(trains)
     code, groups = np.full(len(unit), -1, np.int32), 0
     for parent in np.unique(within[trains & (within >= 0)]):
         here = np.flatnonzero(trains & (within == parent) & (unit >= 0))
@@ -78,11 +80,13 @@ def _paths(settings: Trajectories, federation: Federation, sessions: list[np.nda
     order = np.concatenate(sessions) if sessions else np.zeros(0, int)
     direction = np.asarray(federation.arrays.direction)[order]
     known = np.zeros(direction.shape[:2], bool)
-    shape = federation.shape
-    now, count = np.asarray(federation.arrays.train.of(jnp.asarray(order))), federation.arrays.train.count
-    for viewer, session in enumerate(order):
-        for k in now[viewer, : int(count[session])]:
-            known[viewer, k - shape.history + 1 : k + shape.horizon + 1] = True
+    shape, arrays = federation.shape, federation.arrays
+    phases = (arrays.train, arrays.valid, arrays.test) if settings.peek else (arrays.train,)
+    for phase in phases:
+        now, count = np.asarray(phase.of(jnp.asarray(order))), np.asarray(phase.count)[order]
+        for viewer, own in enumerate(count):
+            for k in now[viewer, :own]:
+                known[viewer, k - shape.history + 1 : k + shape.horizon + 1] = True
     if settings.kind == "spectral":
         return trajectories.spectral(direction, known, settings.groups)
     return trajectories.cliques(direction, known)

@@ -157,9 +157,12 @@ class Trajectories(FromData):
 
     `spectral` clusters the viewers of a video by their mean distance (Petrangeli et al. 2018), `cliques`
     joins those who look at much the same most of the time (Rossi et al. 2019), as many groups as there are.
+    With `peek` every session is grouped, by all of its samples, those it is tested on included: what no
+    method can know, to see how much the best groups could bring.
     """
 
     kind: Literal["spectral", "cliques"] = "spectral"
+    peek: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Real traces, method by method: what is run, over how many processes, and what it is held against."""
