@@ -1,4 +1,4 @@
-"""FedJAX (Ro et al. 2021): its `for_each_client` on the `jit` backend, the one that is fastest on a CPU.
+"""FedJAX (Ro et al. 2021): its `for_each_client`, on its `jit` backend or (`pmap`) on a device a core.
 
 The models are written in plain JAX, as FedJAX takes them: a loss of weights and a batch. Its `tree_mean`
 calls a function that recent JAX has dropped, so the mean is taken here, on a recent JAX.
@@ -6,10 +6,18 @@ calls a function that recent JAX has dropped, so the mean is taken here, on a re
 
 from __future__ import annotations
 
-import fedjax
-import jax
-import jax.numpy as jnp
+import os
+
 import protocol
+
+ASKED = protocol.request()
+if ASKED.mode == "pmap":
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={protocol.CORES}"
+
+# JAX reads the flags when it starts.
+import fedjax  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 
 HORIZON = 25
 
@@ -56,11 +64,23 @@ def mlp(w: dict[str, jax.Array], past: jax.Array) -> jax.Array:
     return normalize(past[:, -1:] + x.reshape(-1, HORIZON, 3))
 
 
+def replicated(tree, devices):
+    """Stands in for `device_put_replicated`, which FedJAX calls and JAX has dropped."""
+    return sharded([tree] * len(devices), devices)
+
+
+def sharded(trees, devices):
+    """Stands in for `device_put_sharded`, likewise."""
+    del devices
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
 def main() -> None:
-    name, path = protocol.arguments()
-    past, future, weights = protocol.load(str(path))
+    jax.device_put_replicated, jax.device_put_sharded = replicated, sharded
+    fedjax.set_for_each_client_backend(ASKED.mode)
+    past, future, weights = ASKED.work()
     first = {n: jnp.asarray(w) for n, w in weights.items()}
-    model = {"vp-gru": gru, "vp-mlp": mlp}[name]
+    model = {"vp-gru": gru, "vp-mlp": mlp}[ASKED.workload]
     state = dict(first)
 
     def objective(w, batch):
@@ -75,12 +95,15 @@ def main() -> None:
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
     datasets = [fedjax.ClientDataset({"past": p, "future": f}) for p, f in zip(past, future, strict=True)]
 
-    def run_round() -> None:
-        clients = [(i, d.batch(batch_size=protocol.BATCH), None) for i, d in enumerate(datasets)]
+    def run_round(count: int | None) -> None:
+        chosen = datasets[:count]
+        clients = [(i, d.batch(batch_size=protocol.BATCH), None) for i, d in enumerate(chosen)]
         total = None
         for _, output in train(dict(state), clients):
             total = output if total is None else add(total, output)
-        state.update(jax.block_until_ready(jax.tree.map(lambda x: x / len(datasets), total)))
+        # Recent JAX leaves a device's part of an array its leading axis.
+        mean = jax.tree.map(lambda x, w: (x / len(chosen)).reshape(w.shape), total, first)
+        state.update(jax.block_until_ready(mean))
 
     def loss() -> float:
         flat = (x[: protocol.JUDGED].reshape(-1, *x.shape[2:]) for x in (past, future))

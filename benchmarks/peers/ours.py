@@ -1,9 +1,4 @@
-"""Our side of the comparison: the engine's own round, and the arrays that every peer reads.
-
-    python ours.py WORKLOAD FILE CLIENTS
-
-writes FILE, then serves rounds as the peers do.
-"""
+"""Our side of the comparison: the engine's own round; the mode is the number of clients."""
 
 from __future__ import annotations
 
@@ -23,62 +18,35 @@ def main() -> None:
     import jax.numpy as jnp
     import workloads
 
-    from fedjax_vp import geometry
     from fedjax_vp.federated.levels import model_of
     from fedjax_vp.federated.round import make_round
     from fedjax_vp.models import Chord, Inputs
 
-    name, path = protocol.arguments()
-    workload = workloads.build(name, int(sys.argv[3]))
+    asked = protocol.request()
+    workload = workloads.build(asked.workload, int(asked.mode))
     arrays, predictor = workload.simulator.federation.arrays, workload.simulator.task.predictor
-    first = workloads.initial(workload)
-    past, future = ordered(workload)
-    weights = model_of(first.levels, jnp.int32(0))
-    frame = geometry.yaw_frame(past[:, :, -1])[:, :, None]
-    past, future = (np.asarray(geometry.to_yaw_frame(x, frame)) for x in (past, future))
-    np.savez(path, past=past, future=future, **{f"weight/{n}": np.asarray(w) for n, w in weights.items()})
     step = jax.jit(make_round(workload.simulator), donate_argnums=0)
-    state = [first]
+    state = [workloads.initial(workload)]
 
     @jax.jit
     def judge(weights: dict[str, jax.Array], past: jax.Array, future: jax.Array) -> jax.Array:
         found = predictor.apply(weights, Inputs(past, jnp.zeros(past.shape[0])))
         return jnp.mean(Chord().build()(found, future))
 
-    def run_round() -> None:
+    def run_round(count: int | None) -> None:
+        del count  # another number of clients would be another compilation
         state[0] = jax.block_until_ready(step(state[0], arrays, workload.hyper)[0])
 
     def reset() -> None:
         state[0] = jax.block_until_ready(workloads.initial(workload))
 
     def loss() -> float:
-        flat = (x[: protocol.JUDGED].reshape(-1, *x.shape[2:]) for x in (past, future))
-        return float(judge(model_of(state[0].levels, jnp.int32(0)), *flat))
+        files = (asked.folder / f"{name}.npy" for name in ("past", "future"))
+        parts = (np.load(file, mmap_mode="r")[: protocol.JUDGED] for file in files)
+        past, future = (jnp.asarray(part).reshape(-1, *part.shape[2:]) for part in parts)
+        return float(judge(model_of(state[0].levels, jnp.int32(0)), past, future))
 
     protocol.serve(reset, run_round, loss)
-
-
-def ordered(workload) -> tuple:
-    """Windows of every client in the order of its first epoch: past and future in the world frame."""
-    import jax
-    import jax.numpy as jnp
-    from workloads import SHAPE
-
-    from fedjax_vp.federated import batches
-
-    sim = workload.simulator
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 1), 0)
-    key = jax.random.split(key)[1]
-
-    def order(client: jax.Array) -> jax.Array:
-        own, fed = jax.random.fold_in(key, client), sim.federation
-        return batches.plan(own, sim.task.local, fed, fed.arrays, client, True).order[0]
-
-    orders = np.asarray(jax.jit(jax.vmap(order))(jnp.arange(workload.clients)))
-    direction = np.asarray(sim.federation.arrays.direction)
-    times = orders[:, :, None] + np.arange(SHAPE.history + SHAPE.horizon)
-    windows = direction[np.arange(len(orders))[:, None, None], times]
-    return windows[:, :, : SHAPE.history], windows[:, :, SHAPE.history :]
 
 
 if __name__ == "__main__":

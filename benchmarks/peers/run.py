@@ -1,167 +1,164 @@
 """Peers on the same work as ours, in interleaved passes, with paired ratios.
 
-    python benchmarks/peers/run.py --workload vp-mlp --clients 64
+    python benchmarks/peers/run.py                                     # the whole table and its figure
+    python benchmarks/peers/run.py --clients 16 --out /tmp/peers.json  # a quick look
 
-Every peer has its own environment, made on first use from `requirements/<peer>.txt` in the user's cache; one
-that does not install or run is skipped with the reason. All start from equal weights and see equal batches in
-equal order: the global loss after the first round must agree to 1e-4. A pass is one round of each in turn;
-the ratio of a pair is taken within a pass, and its median is printed.
+Every peer has its own environment, made on first use from `requirements/` in the user's cache; one that does
+not install or run is skipped with the reason. Each runs in the faster of its modes (one process with a thread
+a core, or a process a core), found by a round of a few clients at a workload's first size. All start from
+equal weights and see equal batches in equal order: the global loss must agree to 1e-4 after the first round,
+and for the MLP after the fifth. A pass is one round of each in turn; the ratio of a pair is taken within a
+pass, and its median is reported. A cell (workload and number of clients) that the results hold is not
+measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-PEERS = tuple(sorted(path.stem for path in (HERE / "requirements").glob("*.txt")))
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from runners import PEERS, Runner, Skipped, peak_mb, start_ours, start_peer
+from table import draw, lines
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from throughput import device
+
+from fedjax_vp.environment import prepare_jax
+
+WORKLOADS, CLIENTS = ("vp-gru", "vp-mlp"), (64, 256, 1024, 4096)
+COMPARED = {"vp-gru": (1,), "vp-mlp": (1, 5)}  # rounds after which losses must agree; the GRU's are chaotic
 TOLERANCE = 1e-4
+ENOUGH_S = 60.0  # a runner whose rounds have taken so long sits out the later passes
+STEPS = 8  # of a client's round
+
+Cell = dict[str, Any]
 
 
-class Skipped(Exception):
-    """A peer cannot take part; the text says why."""
-
-
-class Runner:
-    """A process that runs rounds on request."""
-
-    def __init__(self, name: str, command: list[str], log: Path) -> None:
-        self.name, self.log = name, log
-        with log.open("w") as errors:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=HERE
-            )
-        self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        """The next line of the process."""
-        line = self.process.stdout.readline()
-        if not line:
-            lines = self.log.read_text().strip().splitlines() or ["it ended without a word"]
-            raise Skipped(next((line for line in reversed(lines) if "Error" in line), lines[-1]))
-        return json.loads(line)
-
-    def ask(self, word: str) -> dict[str, Any]:
-        """Sends a request and waits for its answer."""
-        with contextlib.suppress(BrokenPipeError):
-            print(word, file=self.process.stdin, flush=True)
-        return self.answer()
-
-    def close(self) -> None:
-        """Ends the process."""
-        self.process.stdin.close()
+def measure(cell: Cell, peers: list[str], passes: int, modes: dict[str, str], say: Any) -> None:
+    """Fills a cell: starts ours and every peer that can run, and compares them."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, runners = Path(name), {}
         try:
-            self.process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+            say("starting ours")
+            runners["ours"] = start_ours(cell["workload"], cell["clients"], folder)
+            runners["ours"].ask("round")  # compiles
+            for peer in peers:
+                say(f"starting {peer}")
+                try:
+                    known = (modes[peer],) if peer in modes else PEERS[peer].modes
+                    runners[peer] = start_peer(peer, cell["workload"], folder, known)
+                except Skipped as reason:
+                    cell["skipped"][peer] = str(reason)
+            compare(cell, runners, passes, say)
+        finally:
+            for runner in runners.values():
+                runner.close()
 
 
-def environment(peer: str, python: str) -> Path:
-    """Interpreter of a peer's environment, made if it is not there.
-
-    Raises:
-        Skipped: it cannot be made.
-    """
-    wanted = (HERE / "requirements" / f"{peer}.txt").read_text()
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedjax_vp" / "peers"
-    folder = base / f"{peer}-{hashlib.sha256((wanted + python).encode()).hexdigest()[:8]}"
-    interpreter, done = folder / "bin" / "python", folder / "installed"
-    if done.exists():
-        return interpreter
-    print(f"{peer}: making its environment ...", file=sys.stderr)
-    requirements = str(HERE / "requirements" / f"{peer}.txt")
-    steps = [
-        [python, "-m", "venv", str(folder)],
-        [str(interpreter), "-m", "pip", "install", "--quiet", "-r", requirements],
-    ]
-    for command in steps:
-        try:
-            result = subprocess.run(command, capture_output=True, text=True)
-        except OSError as error:
-            raise Skipped(f"does not install: {error}") from error
-        if result.returncode:
-            raise Skipped(f"does not install: {(result.stderr.strip().splitlines() or ['?'])[-1]}")
-    done.touch()
-    return interpreter
-
-
-def start(peers: list[str], workload: str, clients: int, python: str, folder: Path) -> list[Runner]:
-    """Ours first, which writes the work, then every peer that can run."""
-    data = str(folder / "work.npz")
-    command = [sys.executable, str(HERE / "ours.py"), workload, data, str(clients)]
-    try:
-        runners = [Runner("ours", command, folder / "ours.log")]
-    except Skipped:
-        sys.exit((folder / "ours.log").read_text())
-    for peer in peers:
-        try:
-            interpreter = str(environment(peer, python))
-            command = [interpreter, str(HERE / f"{peer}_peer.py"), workload, data]
-            runners.append(Runner(peer, command, folder / f"{peer}.log"))
-        except Skipped as reason:
-            print(f"{peer}: skipped: {reason}", file=sys.stderr)
-    return runners
+def compare(cell: Cell, runners: dict[str, Runner], passes: int, say: Any) -> None:
+    """Seconds of each pass, losses after the compared rounds, and ratios to ours, by runner."""
+    compared = COMPARED[cell["workload"]]
+    rows: dict[str, Any] = {
+        name: {"mode": runner.mode, "versions": runner.versions, "seconds": [], "losses": {}}
+        for name, runner in runners.items()
+    }
+    for number in range(1, max(passes, *compared) + 1):
+        for name, runner in list(runners.items()):
+            row = rows[name]
+            if sum(row["seconds"]) > ENOUGH_S:
+                continue
+            say(f"pass {number}, {name}")
+            try:
+                if number == 1 or len(compared) == 1:
+                    runner.ask("reset")
+                row["seconds"].append(runner.ask("round")["seconds"])
+                if number in compared:
+                    row["losses"][str(number)] = runner.ask("loss")["loss"]
+            except Skipped as reason:
+                if name == "ours":
+                    raise
+                runners.pop(name).close()
+                rows.pop(name)
+                cell["skipped"][name] = str(reason)
+    for name, row in rows.items():
+        row["peak_rss_mb"] = peak_mb(runners[name].process.pid)
+    cell["runners"] = judged(rows, cell["clients"])
 
 
-def compare(runners: list[Runner], passes: int) -> dict[str, dict[str, Any]]:
-    """Seconds of each pass and the loss after the first round, by runner."""
-    rows: dict[str, dict[str, Any]] = {}
-    for runner in list(runners):
-        try:
-            runner.ask("round")  # compiles
-            rows[runner.name] = {"loss": runner.ask("loss")["loss"], "seconds": []}
-        except Skipped as reason:
-            print(f"{runner.name}: skipped: {reason}", file=sys.stderr)
-            runners.remove(runner)
-    for _ in range(passes):
-        for runner in runners:
-            runner.ask("reset")
-            rows[runner.name]["seconds"].append(runner.ask("round")["seconds"])
+def judged(rows: dict[str, Any], clients: int) -> dict[str, Any]:
+    """Adds the rate, the ratio to ours, and whether it was the same work."""
+    ours = rows["ours"]
     for row in rows.values():
-        pairs = zip(row["seconds"], rows["ours"]["seconds"], strict=True)
-        row["times_ours"] = statistics.median(theirs / ours for theirs, ours in pairs)
-        row["same_loss"] = abs(row["loss"] - rows["ours"]["loss"]) < TOLERANCE
+        pairs = zip(row["seconds"], ours["seconds"], strict=False)
+        row["times_ours"] = statistics.median(theirs / mine for theirs, mine in pairs)
+        row["client_steps_per_second"] = STEPS * clients / statistics.median(row["seconds"])
+        row["same_work"] = all(abs(x - ours["losses"][n]) < TOLERANCE for n, x in row["losses"].items())
     return rows
+
+
+def run(results: dict[str, Any], options: argparse.Namespace, console: Console) -> None:
+    """Every cell that is missing; the results are written after each."""
+    wanted = [(w, n) for w in options.workload for n in options.clients]
+    known = {(cell["workload"], cell["clients"]): cell for cell in results["cells"]}
+    columns = (TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("", total=len(wanted))
+        for workload, clients in wanted:
+            peers = [name for name in options.peers if clients <= PEERS[name].most]
+            cell = known.get((workload, clients))
+            if cell is None or not {*cell["runners"], *cell["skipped"]}.issuperset(peers):
+                cell = {"workload": workload, "clients": clients, "runners": {}, "skipped": {}}
+
+                def say(news: str, cell: Cell = cell) -> None:
+                    text = f"{cell['workload']}, {cell['clients']} clients: {news}"
+                    bars.update(bar, description=text)
+                    if not console.is_terminal:
+                        console.print(text, highlight=False, soft_wrap=True)
+
+                modes = {
+                    name: row["mode"]
+                    for other in known.values()
+                    if other["workload"] == workload
+                    for name, row in other["runners"].items()
+                }
+                measure(cell, peers, options.passes, modes, say)
+                known[workload, clients] = cell
+                results["cells"] = list(known.values())
+                options.out.write_text(json.dumps(results, indent=1) + "\n")
+            for line in lines(cell):
+                console.print(line, highlight=False, soft_wrap=True)
+            bars.advance(bar)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workload", choices=("vp-gru", "vp-mlp"), default="vp-mlp")
-    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=WORKLOADS)
+    parser.add_argument("--clients", nargs="+", type=int, default=CLIENTS, metavar="N")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--passes", type=int, default=5)
-    parser.add_argument("--python", default=sys.executable, help="interpreter the environments are made of")
-    parser.add_argument("--out", type=Path, help="adds the result to this list of results (JSON)")
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/peers.json"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        runners = start(options.peers, options.workload, options.clients, options.python, Path(folder))
-        try:
-            rows = compare(runners, options.passes)
-        finally:
-            for runner in runners:
-                runner.close()
-    for name, row in rows.items():
-        steps = 8 * options.clients / statistics.median(row["seconds"])
-        verdict = "" if row["same_loss"] else "  ANOTHER LOSS: not the same work"
-        print(
-            f"{name:14s} {statistics.median(row['seconds']):8.3f} s a round {steps:8.0f} client-steps/s "
-            f"{row['times_ours']:6.2f} x ours, loss {row['loss']:.6f}{verdict}"
-        )
-    if options.out:
-        rest = json.loads(options.out.read_text()) if options.out.exists() else []
-        rest.append({"workload": options.workload, "clients": options.clients, "runners": rows})
-        options.out.write_text(json.dumps(rest, indent=1) + "\n")
+    prepare_jax()
+    machine = device()
+    results = (
+        json.loads(options.out.read_text()) if options.out.exists() else {"machine": machine, "cells": []}
+    )
+    if results["machine"] != machine:
+        parser.error(f"{options.out} was measured on another machine or JAX; choose another --out")
+    try:
+        run(results, options, Console(stderr=True))
+    except Skipped as reason:
+        sys.exit(f"our own runner failed: {reason}")
+    draw(results["cells"], options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

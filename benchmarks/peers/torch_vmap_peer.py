@@ -6,57 +6,61 @@ clients and their batches, and updates in place.
 
 from __future__ import annotations
 
+import itertools
+import sys
 import time
 
 import protocol
 import torch
 from torch_models import MODELS, chord
+from torch_team import Federation, Weights
 
-CHUNKS = (4, 8, 16, 32, 64, 256)
+CHUNKS = (2, 4, 8, 16, 32, 64, 128)
 
 
 def main() -> None:
-    name, path = protocol.arguments()
-    past, future, weights = protocol.load(str(path))
-    past, future = torch.from_numpy(past), torch.from_numpy(future)
-    first = {n: torch.from_numpy(w) for n, w in weights.items()}
-    model = MODELS[name]
-    state = dict(first)
+    federation = Federation()
+    model = MODELS[federation.workload]
 
-    def objective(w: dict[str, torch.Tensor], past: torch.Tensor, future: torch.Tensor) -> torch.Tensor:
+    def objective(w: Weights, past: torch.Tensor, future: torch.Tensor) -> torch.Tensor:
         return chord(model(w, past), future)
 
     gradient = torch.func.vmap(torch.func.grad(objective))
 
-    def train(clients: slice) -> dict[str, torch.Tensor]:
-        size = past[clients].shape[0]
-        own = {n: w.expand(size, *w.shape).clone() for n, w in state.items()}
+    def train_chunk(clients: slice) -> Weights:
+        past, future = federation.past[clients], federation.future[clients]
+        own = {n: w.expand(len(past), *w.shape).clone() for n, w in federation.weights.items()}
         for begin in range(0, past.shape[1], protocol.BATCH):
             batch = slice(begin, begin + protocol.BATCH)
-            found = gradient(own, past[clients, batch], future[clients, batch])
+            found = gradient(own, past[:, batch], future[:, batch])
             for n, w in own.items():
                 w.sub_(found[n], alpha=protocol.RATE)
         return {n: w.sum(0) for n, w in own.items()}
 
-    def per_client(chunk: int) -> float:
-        train(slice(0, chunk))
+    chunk = best_chunk(len(federation.mine(None)), train_chunk)
+
+    def train(clients: range) -> Weights:
+        edges = [*range(clients.start, clients.stop, chunk), clients.stop]
+        parts = [train_chunk(slice(*edge)) for edge in itertools.pairwise(edges)]
+        return {n: torch.stack([part[n] for part in parts]).sum(0) for n in federation.first}
+
+    federation.serve(train)
+
+
+def best_chunk(clients: int, train_chunk) -> int:
+    """The first chunk size whose double takes longer a client."""
+    train_chunk(slice(0, CHUNKS[0]))  # allocates
+    best, least = CHUNKS[0], float("inf")
+    for chunk in (size for size in CHUNKS if size <= clients):
         begun = time.perf_counter()
-        train(slice(0, chunk))
-        return (time.perf_counter() - begun) / chunk
-
-    count = past.shape[0]
-    chunk = min((c for c in CHUNKS if c <= count), key=per_client)
-
-    def run_round() -> None:
-        parts = [train(slice(begin, begin + chunk)) for begin in range(0, count, chunk)]
-        state.update({n: sum(part[n] for part in parts) / count for n in state})
-
-    def loss() -> float:
-        flat = (x[: protocol.JUDGED].flatten(0, 1) for x in (past, future))
-        with torch.no_grad():
-            return float(objective(state, *flat))
-
-    protocol.serve(lambda: state.update(first), run_round, loss)
+        train_chunk(slice(0, chunk))
+        seconds = (time.perf_counter() - begun) / chunk
+        print(f"chunk {chunk}: {1e3 * seconds:.2f} ms a client", file=sys.stderr)
+        if seconds > 1.1 * least:
+            break
+        if seconds < least:
+            best, least = chunk, seconds
+    return best
 
 
 if __name__ == "__main__":
