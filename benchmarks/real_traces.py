@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ from fedjax_vp.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what is missing, then writes the tables."""
     options = _parser().parse_args(arguments)
+    if not options.cell:  # a polite kill ends the processes too; a cell saves what it has by itself
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(stderr=True)
     try:
         plan = cells.plan(options.tables, options.sets, options.methods, parse_seeds(options.seeds))
