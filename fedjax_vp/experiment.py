@@ -146,14 +146,22 @@ def read_back(folder: Path) -> RunResult:
 
 
 def load_traces(config: Config) -> tuple[TraceSet, splits.Split]:
-    """The data set's traces and the phases of their windows.
+    """The data set's traces and the phases of their windows; validation windows may test (`evaluate.phase`).
 
     Raises:
         UserError: The data are absent, unreadable, or the protocol cannot be used with them.
     """
     settings = config.dataset
     traces = synthetic.generate(settings) if isinstance(settings, _GENERATED) else settings.load()
-    return traces, splits.split(traces, config.protocol)
+    split = splits.split(traces, config.protocol)
+    if config.evaluate.phase == "valid":
+        if not split.valid.any():
+            raise UserError(
+                f"evaluate.phase is valid, but {traces.name} has no validation window: raise "
+                "protocol.valid_share, or give evaluate.phase: test"
+            )
+        split = split._replace(test=split.valid)
+    return traces, split
 
 
 def window_shape(config: Config, traces: TraceSet) -> WindowShape:

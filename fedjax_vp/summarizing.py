@@ -85,6 +85,7 @@ def summary(config: Config, traces: TraceSet, outcome: Outcome, scores: Scores) 
         "name": config.name,
         "dataset": traces.name,
         "protocol": config.protocol.kind,
+        "phase": config.evaluate.phase,
         "model": config.model.kind,
         "seed": config.seed,
         "rounds": config.rounds,

@@ -70,6 +70,18 @@ def test_only_what_learns_is_trained(kind: str, loaded: tuple[Config, TraceSet, 
         experiment.problem(config, traces, split, experiment.horizons(config, traces.rate_hz))
 
 
+def test_settings_can_be_chosen_on_validation_windows(
+    loaded: tuple[Config, TraceSet, splits.Split],
+) -> None:
+    _, _, split = loaded
+    _, chosen = experiment.load_traces(load_config(SMALL, **{"evaluate.phase": "valid"}))
+    assert split.valid.any()
+    np.testing.assert_array_equal(chosen.test, split.valid)
+    assert not (chosen.test & split.test).any()
+    with pytest.raises(UserError, match=r"evaluate\.phase is valid.*raise protocol\.valid_share"):
+        experiment.load_traces(load_config(SMALL, **{"evaluate.phase": "valid", "protocol.valid_share": 0.0}))
+
+
 def test_horizons_end_with_the_protocols() -> None:
     short = load_config(SMALL, **{"protocol.horizon_s": 3.0})
     assert experiment.horizons(short, 5.0).horizons_s == (0.2, 0.4, 1.0, 2.0, 3.0)

@@ -83,6 +83,9 @@ def execute(
     table.write(found, out)
     if len(failed) == len(cases):
         raise UserError(f"no point of {path} came to an end; the first: {next(iter(failed.values()))}")
-    tables.show(table.to_table(f"Mean great-circle error in degrees: {path.stem}", found, asked.varied))
+    phases = {"test": "test", "valid": "validation"}
+    windows = " and ".join(sorted({phases[case.config.evaluate.phase] for case in cases}))
+    title = f"Mean great-circle error in degrees on {windows} windows: {path.stem}"
+    tables.show(table.to_table(title, found, asked.varied))
     click.echo(f"written to {out}")
     return out

@@ -227,8 +227,13 @@ class Engine:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """What is measured on test windows, and how often on the way."""
+    """What is measured, and how often on the way.
 
+    `phase`: on test windows, or on validation windows in their place, by which settings may be chosen; test
+    windows are then not looked at.
+    """
+
+    phase: Literal["test", "valid"] = "test"
     horizons_s: tuple[float, ...] = (0.2, 0.4, 1.0, 2.0, 3.0, 4.0, 5.0)
     tile_horizons_s: tuple[float, ...] = (1.0, 2.0, 4.0)
     grid: tuple[int, int] = (6, 12)
