@@ -299,7 +299,7 @@ def test_the_command_measures_what_is_missing_and_keeps_the_rest(
         f"{name}-seed{n}" for n in (0, 4) for name in ("rounds", "viewers-0", "viewers-1", "seconds")
     ]
     found = pl.read_parquet(out / "coldstart.parquet")
-    assert found.height == 2 * 2 * (3 * 2 + 3 + 3 + 2) / 2
+    assert found.height == 2 * (12 + 6 + 6 + 4)
     assert {path.name for path in (out / "figures").iterdir()} == {
         f"{name}.{kind}" for name in ("new_videos", "new_users") for kind in ("png", "pdf")
     }
