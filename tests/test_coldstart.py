@@ -200,20 +200,21 @@ def test_only_the_first_viewers_are_looked_at(start: str) -> None:
     assert (found[0].levels[-1].rows["head/bias"] != view.levels[-1].rows["head/bias"]).any()
 
 
-def users_of(direction: np.ndarray) -> dict[tuple[str, float], np.ndarray]:
-    problem, state = base()
-    changed = problem._replace(traces=replace(TRACES, direction=direction))
-    found = NewUsers(changed, PROTOCOL, SETTINGS, "tree").errors(state, weights())
-    return {(name, seconds): one.error_deg for name, seconds, one in found}
+def users_of(users: NewUsers, direction: np.ndarray) -> dict[tuple[str, float], np.ndarray]:
+    sim = users._sim
+    arrays = sim.federation.arrays._replace(direction=jnp.asarray(direction, jnp.float32))
+    users._sim = sim._replace(task=sim.task._replace(federation=replace(sim.federation, arrays=arrays)))
+    return {(name, known): one.error_deg for name, known, one in users.errors(base()[1], weights())}
 
 
 def test_a_new_user_is_placed_by_no_more_than_the_seconds_that_are_known() -> None:
-    plain = users_of(TRACES.direction)
+    users = NewUsers(base()[0], PROTOCOL, SETTINGS, "tree")
+    plain = users_of(users, TRACES.direction)
     assert {one.shape for one in plain.values()} == {next(iter(plain.values())).shape}
     tests = TRACES.user % 2 == 1
     changed = TRACES.direction.copy()
     changed[tests, 6:9] = changed[tests, 6:9][:, ::-1] * [1, -1, -1]  # from 1.2 to 1.6 s
-    found = users_of(changed.astype(np.float32))
+    found = users_of(users, changed)
     for name, seconds in plain:
         same = np.array_equal(plain[name, seconds], found[name, seconds])
         assert same or seconds == 1.6
