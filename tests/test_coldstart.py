@@ -34,6 +34,8 @@ from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Evaluate, Everyone, Level, Method
 from fedjax_vp.federated.simulator import simulator
 from fedjax_vp.geometry import great_circle
+from fedjax_vp.models.base import Predictor
+from fedjax_vp.models.features import VIDEO_CROWD
 from fedjax_vp.problem import Problem
 
 TRACES = toy.traces(users=6, videos=5, ragged=False)  # users 1, 3, 5 test, video 4 is new
@@ -200,6 +202,30 @@ def test_only_the_first_viewers_are_looked_at(start: str) -> None:
     assert (found[0].levels[-1].rows["head/bias"] != view.levels[-1].rows["head/bias"]).any()
 
 
+def test_the_crowd_is_counted_of_those_who_train() -> None:
+    """A leaf that holds where others looked starts with the viewers there are, whatever the start."""
+    plain = probe.predictor()
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return plain.init(key) | {VIDEO_CROWD: jnp.zeros((2 * probe.BINS, 4))}
+
+    crowd = Level("video", by="video", owns=(VIDEO_CROWD,))
+    method = replace(METHOD, levels=(Level("global", owns=("*", f"!{VIDEO_CROWD}")), crowd))
+    problem = base()[0]._replace(predictor=Predictor(init, plain.apply), method=method)
+    sim = simulator(problem.federation, problem.predictor, method, probe.ONE)
+    one = NewVideos(problem, arrivals(TRACES, PROTOCOL).videos, SETTINGS, "tree")
+    carried = arrival.carried(one.whole.sim, rounds.init(sim, jnp.int32(0)))
+    for start in one.starts:
+        seen = [
+            float(
+                one._begin(start, carried, one.viewers(most, 0)).levels[-1].rows[VIDEO_CROWD][NEW, :, 0].sum()
+            )
+            for most in (0, 1, 2, None)
+        ]
+        np.testing.assert_allclose(seen, np.array([0, 1, 2, 3]) * seen[1], rtol=1e-5)
+        assert seen[1] > 0
+
+
 def users_of(users: NewUsers, direction: np.ndarray) -> dict[tuple[str, float], np.ndarray]:
     sim = users._sim
     arrays = sim.federation.arrays._replace(direction=jnp.asarray(direction, jnp.float32))
@@ -255,7 +281,7 @@ CONFIG = """
 algorithm: global_video
 rounds: 2
 dataset: {kind: planted, users: 6, videos: 5, duration_s: 20}
-model: {kind: linear, features: {table: 1, table_at_s: [1.0]}}
+model: {kind: linear}
 participation: {clients: 4}
 mixing: {kind: none}
 evaluate: {every: 2, horizons_s: [1.0, 5.0]}

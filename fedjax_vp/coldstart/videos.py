@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fedjax_vp.data.splits import Split
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.evaluate import Evaluation, evaluate, make_errors, own
-from fedjax_vp.federated import arrival, mixing
+from fedjax_vp.federated import arrival, crowd, mixing
 from fedjax_vp.federated import round as rounds_of
 from fedjax_vp.federated.federation import Arrays, build, sampled, trained_by
+from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.placement import make_place
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Method
@@ -38,6 +40,7 @@ class Stage(NamedTuple):
     chunk: Callable[..., Any]  # (state, arrays, numbers, count) -> state, facts
     numbers: rounds_of.Hyper
     place: Callable[..., State]
+    count: Callable[..., Any]  # (levels, arrays) -> levels with the crowd of those who train
     errors: Callable[..., Any]
 
     def advance(self, state: State, arrays: Arrays, count: int) -> State:
@@ -114,14 +117,15 @@ class NewVideos:
             yield budget, evaluate(stage.errors, forecaster, stage.sim, test)
 
     def _begin(self, start: str, carried: State, arrays: Arrays) -> State:
-        """The state before the first round, its viewers asked for their category."""
+        """The state before the first round: what its viewers say of their category, and where they looked."""
+        carried = carried._replace(levels=self.whole.count(carried.levels, arrays))
         if start == self._method:
             return carried
         fresh = rounds_of.init(self.single.sim, carried.seed)
         placed = self.whole.place(carried, arrays)
         depth = self.starts.index(start)
         level = arrival.start(fresh.levels[0], placed.levels, depth, self._session_of)
-        return fresh._replace(levels=(level,))
+        return fresh._replace(levels=self.single.count((level,), arrays))
 
 
 def first(traces: TraceSet, trains: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -138,6 +142,10 @@ def first(traces: TraceSet, trains: np.ndarray, most: int, seed: int) -> np.ndar
     return trains & (rank < most)
 
 
+def _count(sim: Simulator, levels: tuple[LevelState, ...], arrays: Arrays) -> tuple[LevelState, ...]:
+    return crowd.counted(sim.layout, levels, arrays, sim.federation.shape)
+
+
 def _stage(problem: Problem, method: Method, length: int) -> Stage:
     sim = simulator(problem.federation, problem.predictor, method, replace(problem.engine, chunk=length))
     return Stage(
@@ -145,5 +153,6 @@ def _stage(problem: Problem, method: Method, length: int) -> Stage:
         jax.jit(rounds_of.make_chunk(sim, length)),
         rounds_of.hyper(method, length),
         make_place(sim),
+        jax.jit(partial(_count, sim)),
         make_errors(own(sim), problem.federation.shape, sim.mesh, problem.evaluate),
     )
