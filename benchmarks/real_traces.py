@@ -23,6 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from traces import cells, judging, spreading
 
+from fedjax_vp import simulate
 from fedjax_vp.commands.compare import parse_seeds
 from fedjax_vp.environment import prepare_jax
 from fedjax_vp.errors import UserError
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, simulate.Interrupted):
         print(f"interrupted: the same command goes on after the runs in {options.out}", file=sys.stderr)
         return 130
 

@@ -31,6 +31,7 @@ _SEEDS = {"jin": 3, "wu": 3, "david": 1, "avtrack": 1}
 # The viewers of each video in two groups by where they look in the whole session, test sessions included.
 _ORACLE = {"kind": "spectral", "of": "session", "groups": 2, "peek": True}
 _THIN = {"local.batch": 16}  # 4 steps of 16: at most 64 windows a session and round
+_SELDOM = {"evaluate.every": 100, "engine.chunk": 100}  # looks on the way and checkpoints
 _CONFIGS = {"three_layers": "global_video_user", "no_user_category": "five_layers"}
 _CONFIGS |= {"no_video_category": "five_layers", "oracle": "global_video"}
 _CLOCK_S = {"jin": 130, "wu": 160, "david": 60, "avtrack": 75}  # one seed of FedAvg on two cores
@@ -81,7 +82,7 @@ class Cell(NamedTuple):
 def plan(
     tables: Sequence[str], sets: Sequence[str], methods: Sequence[str], seeds: Sequence[int] | None
 ) -> list[Cell]:
-    """Cells of the chosen tables, data sets and methods (none named: all), those that train first.
+    """Cells of the chosen tables, data sets and methods (none named: all), by table, the longest first.
 
     Args:
         tables: Of `TABLES`.
@@ -96,7 +97,7 @@ def plan(
         for method in _PLAN[table].get(name, ())
         if not methods or method in methods
     ]
-    return sorted(found, key=lambda cell: cell.trained_by is not None)
+    return sorted(found, key=lambda cell: (tables.index(cell.table), -cell.seconds))
 
 
 def methods() -> list[str]:
@@ -118,7 +119,7 @@ def _seeds(table: str, name: str) -> int:
 
 
 def _overrides(cell: Cell, method: str, source: str) -> Mapping[str, Any]:
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = dict(_SELDOM)
     if load_config(source, compare=[]).local.optimizer == "sgd" and method != "local_only":
         changes |= _THIN
     if cell.table == "within_session":
