@@ -11,8 +11,8 @@ import toy
 from fedjax_vp.federated import crowd
 from fedjax_vp.federated import round as rounds
 from fedjax_vp.federated.federation import build
-from fedjax_vp.federated.round import Simulator, simulator
 from fedjax_vp.federated.settings import Engine, Level, Local, Method
+from fedjax_vp.federated.simulator import Simulator, simulator
 from fedjax_vp.models.base import Inputs
 from fedjax_vp.models.features import CROWD_PRIOR, CROWD_SCALE, VIDEO_CROWD, Features
 from fedjax_vp.models.mlp import MLP
@@ -61,8 +61,8 @@ def test_training_leaves_the_crowd_as_it_is(sim: Simulator) -> None:
     new, info = jax.jit(rounds.make_round(sim))(state, sim.federation.arrays, rounds.hyper(sim.method, 1))
     assert info.healthy
     np.testing.assert_array_equal(new.levels[1].rows[VIDEO_CROWD], state.levels[1].rows[VIDEO_CROWD])
-    body = [np.asarray(one.levels[0].rows["head/bias"]) for one in (state, new)]
-    assert not np.allclose(*body)
+    before, after = (np.asarray(one.levels[0].rows["head/bias"]) for one in (state, new))
+    assert not np.allclose(before, after)
 
 
 @pytest.mark.parametrize(("client", "sessions"), [("session", [4]), ("user", [4, 5])])

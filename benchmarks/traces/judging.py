@@ -59,7 +59,8 @@ def by_user(runs: Sequence[report.RunFolder]) -> np.ndarray:
 def hurt(runs: Sequence[report.RunFolder], fedavg: Sequence[report.RunFolder]) -> dict[str, Any]:
     """Users whose mean error over 1-5 s is above FedAvg's by more than half a degree."""
     horizons_s = runs[0].horizons_s
-    return metrics.hurt(*(metrics.long_term(by_user(side), horizons_s) for side in (runs, fedavg)))
+    own, other = (metrics.long_term(by_user(side), horizons_s) for side in (runs, fedavg))
+    return metrics.hurt(own, other)
 
 
 def table(place: tuple[str, str], methods: Methods) -> str:
