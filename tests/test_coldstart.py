@@ -61,7 +61,7 @@ def base() -> tuple[Problem, State]:
         probe.predictor(table=True),
         METHOD,
         probe.ONE,
-        Evaluate(HORIZONS_S, (0.2,)),
+        Evaluate(horizons_s=HORIZONS_S, tile_horizons_s=(0.2,)),
         TRACES,
         phases,
     )
