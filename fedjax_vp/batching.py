@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjax_vp import processes
 from fedjax_vp.federated import round as rounds_of
 from fedjax_vp.federated.round import Hyper, RoundInfo, State
 from fedjax_vp.federated.settings import Engine, Method
@@ -75,8 +76,9 @@ class Chunk:
         assert self._compiled is not None
         arrays, rounds = self.sim.federation.arrays, jnp.int32(count)
         if self.width == 1:
-            state, info = self._compiled(states[0], arrays, numbers[0], rounds)
-            return [state], [jax.device_get(info)]
+            args = processes.everywhere(self.sim.mesh, (states[0], arrays, numbers[0], rounds))
+            state, info = self._compiled(*args)
+            return [processes.here(state)], [jax.device_get(processes.here(info))]
         missing = self.width - len(states)
         state, traced = (_stack([*trees, *[trees[-1]] * missing]) for trees in (states, numbers))
         own, whole = self._stacked
@@ -98,7 +100,10 @@ class Chunk:
         state = rounds_of.init(self.sim, jnp.int32(0)) if state is None else state
         numbers = rounds_of.hyper(self.sim.method, 1)
         if self.width == 1:
-            chunk = jax.jit(rounds_of.make_chunk(self.sim, length), donate_argnums=0)
+            whole = NamedSharding(self.sim.mesh, PartitionSpec())
+            one = rounds_of.make_chunk(self.sim, length)
+            chunk = jax.jit(one, donate_argnums=0, in_shardings=whole, out_shardings=whole)
+            state, arrays, numbers = jax.eval_shape(lambda *x: x, state, arrays, numbers)
         else:
             sim = _spread(self.sim, self.engine, self._rows)
             own, whole = (NamedSharding(sim.mesh, PartitionSpec(*axes)) for axes in (("points",), ()))

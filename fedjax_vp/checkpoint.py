@@ -1,7 +1,8 @@
 """Checkpoints of a run by Orbax: the state's arrays and the log of rounds, written together at chunk ends.
 
-Arrays are saved from the host, so that a run may be resumed on another number of devices. Orbax writes beside
-and renames; a checkpoint that a kill left half written is passed over, and the one before it is taken.
+Arrays are saved from the host of process 0, so that a run may be resumed on another number of devices and of
+processes. Orbax writes beside and renames; a checkpoint that a kill left half written is passed over, and the
+one before it is taken.
 """
 
 from __future__ import annotations
@@ -35,7 +36,15 @@ class Checkpoints:
             import orbax.checkpoint as ocp  # slow to import
 
             logging.getLogger("absl").setLevel(logging.ERROR)
-            options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, enable_async_checkpointing=False)
+            folder.mkdir(parents=True, exist_ok=True)
+            # Among several processes the first one writes alone, and waits for no other.
+            writers = {0} if jax.process_count() > 1 else None
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=KEEP,
+                enable_async_checkpointing=False,
+                create=False,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=writers),
+            )
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def save(self, round_index: int, state: Any, log: dict[str, Any]) -> None:

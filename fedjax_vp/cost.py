@@ -58,7 +58,7 @@ def by_depth(sim: Simulator) -> Cost:
 
 def _latency_s(sim: Simulator, params: Shapes, num_models: int) -> float:
     """Median time of one window's prediction, from inputs on the host to directions on the host."""
-    with jax.default_device(jax.devices("cpu")[0]):
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
         predict = jax.jit(_predictor(sim, num_models))
         models = [{n: jnp.zeros(p.shape, p.dtype) for n, p in params.items()}] * num_models
         inputs = _one_window(sim.federation.shape)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_vp import compiling, processes
 from fedjax_vp.checkpoint import Checkpoints
 from fedjax_vp.errors import UserError
 from fedjax_vp.evaluate import evaluate, examples, own
 from fedjax_vp.federated import census, regrouping
 from fedjax_vp.federated import round as rounds_of
-from fedjax_vp.problem import Common, Outcome, Point
+from fedjax_vp.problem import TIMES, Common, Outcome, Point
 
 SUMMED = ("invited", "reported", "nonfinite", "sessions_down", "sessions_up")
 PER_ROUND = ("loss", *SUMMED, "moved")
@@ -43,7 +45,7 @@ class Course:
             "rounds": {name: [] for name in PER_ROUND},
             "looks": [],
             "groups": [],
-            "timings": dict.fromkeys(("compile_s", "wall_s", "evaluate_s", "clustering_s"), 0.0),
+            "timings": dict.fromkeys(TIMES, 0.0),
         }
 
     @property
@@ -57,9 +59,16 @@ class Course:
         Raises:
             UserError: It is of another model or method.
         """
+        log = processes.from_first(self._restore)
+        if log is not None:
+            self.state, self.log = processes.as_first(self.state), log
+
+    def _restore(self) -> dict[str, Any] | None:
         found = self.checkpoints.latest(self.state)
-        if found:
-            self.state, self.log = found
+        if found is None:
+            return None
+        self.state, log = found
+        return log
 
     def save(self) -> None:
         """Writes a checkpoint."""
@@ -104,17 +113,26 @@ class Course:
 
     def look(self) -> None:
         """Measures the error on a few windows of each test session."""
-        begun = time.perf_counter()
         common = self.common
-        placed, mixing = self.forecaster_state()
-        self.note(census.take(common.sim, placed.levels))
-        found = evaluate(common.errors, (placed, mixing), common.sim, common.quick)
+        with self.measuring():
+            placed, mixing = self.forecaster_state()
+            self.note(census.take(common.sim, placed.levels))
+            found = evaluate(common.errors, (placed, mixing), common.sim, common.quick)
         self.log["looks"].append([self.done, [float(x) for x in found.error_deg.mean(axis=0)]])
-        self.spend("evaluate_s", time.perf_counter() - begun)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Times what is done within as evaluation; what is compiled for it, apart."""
+        begun, compiled_s = time.perf_counter(), compiling.spent_s()
+        yield
+        compiled_s = compiling.spent_s() - compiled_s
+        self.spend("evaluate_compile_s", compiled_s)
+        self.spend("evaluate_s", time.perf_counter() - begun - compiled_s)
 
     def spend(self, kind: str, seconds: float) -> None:
         """Adds to one of the timings."""
-        self.log["timings"][kind] += seconds
+        timings = self.log["timings"]
+        timings[kind] = timings.get(kind, 0.0) + seconds
 
     def news(self) -> dict[str, Any]:
         """What a progress bar shows."""
@@ -149,13 +167,13 @@ class Course:
         def tick(done: int, total: int) -> None:
             reporter({"round": self.done, "stage": f"measured {done} of {total} sessions"})
 
-        begun = time.perf_counter()
-        common, forecaster_state = self.common, self.forecaster_state()
-        learned = census.take(common.sim, forecaster_state[0].levels)
-        found = evaluate(common.errors, forecaster_state, common.sim, common.arrays.test, tick)
-        baselines = common.baselines
-        shown = examples(own(common.sim), forecaster_state, common.sim)
-        self.spend("evaluate_s", time.perf_counter() - begun)
+        common = self.common
+        with self.measuring():
+            forecaster_state = self.forecaster_state()
+            learned = census.take(common.sim, forecaster_state[0].levels)
+            found = evaluate(common.errors, forecaster_state, common.sim, common.arrays.test, tick)
+            baselines = common.baselines
+            shown = examples(own(common.sim), forecaster_state, common.sim)
         timings = dict(self.log["timings"])
         timings["clustering_s"] += self.done * common.choice_s
         counters = self.counters(learned)

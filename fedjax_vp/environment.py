@@ -6,6 +6,9 @@ import os
 import re
 from pathlib import Path
 
+from fedjax_vp.errors import UserError
+
+_MEETING_S = 300
 _HOST_DEVICES = "--xla_force_host_platform_device_count="
 
 
@@ -29,6 +32,36 @@ def prepare_jax() -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def prepare_processes(count: int) -> None:
+    """Joins the other processes of a run; in time until JAX's first array.
+
+    They meet at JAX_COORDINATOR_ADDRESS (host:port of process 0), each with its JAX_PROCESS_ID, from 0. Where
+    these are not set, JAX asks the scheduler that started them (Slurm, Open MPI, TPU pods, Kubernetes).
+
+    Raises:
+        UserError: They did not meet.
+    """
+    if count <= 1:
+        return
+    import jax
+
+    index = os.environ.get("JAX_PROCESS_ID")
+    if index is not None and not (index.isdecimal() and int(index) < count):
+        raise UserError(f"JAX_PROCESS_ID is {index!r}: give a number from 0 to {count - 1}")
+    try:
+        jax.distributed.initialize(
+            num_processes=count,
+            process_id=None if index is None else int(index),
+            initialization_timeout=int(os.environ.get("JAX_INITIALIZATION_TIMEOUT", _MEETING_S)),
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"engine.processes is {count}, but they did not meet ({reason}): set JAX_COORDINATOR_ADDRESS to "
+            "HOST:PORT of process 0 and JAX_PROCESS_ID to each one's number (docs/devices.md)"
+        ) from error
 
 
 def prepare_devices(wanted: int) -> None:

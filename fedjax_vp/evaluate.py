@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from fedjax_vp import geometry
+from fedjax_vp import geometry, processes
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels, mixing
 from fedjax_vp.federated.federation import Arrays, Windows, cut, cut_early, gather, thin, traces_of
@@ -61,23 +61,31 @@ def own(sim: Simulator) -> Forecaster:
     def model_of(state: tuple[State, mixing.Weights], arrays: Arrays, session: Int[Array, ""]) -> Any:
         return prefixes(sim, state[0], arrays, session), mixing.of(state[1], session)
 
-    def predict(model: tuple[list[Params], Array], inputs: Inputs) -> Float[Array, "window horizon 3"]:
-        models, weights = model
-        if len(models) == 1:
-            return sim.task.predictor.apply(models[0], inputs)
-        return mixing.mix(weights, jnp.stack([sim.task.predictor.apply(m, inputs) for m in models]))
+    def predict(model: tuple[Params, Array], inputs: Inputs) -> Float[Array, "window horizon 3"]:
+        predicted = of_prefixes(sim.task.predictor, model[0], inputs)
+        return predicted[0] if len(predicted) == 1 else mixing.mix(model[1], predicted)
 
     return Forecaster(model_of, predict)
 
 
-def prefixes(sim: Simulator, state: State, arrays: Arrays, session: Int[Array, ""]) -> list[Params]:
-    """A session's models to be mixed, coarse to fine; the last, and only one without mixing, is adapted."""
-    depth = len(sim.layout.levels)
-    depths = range(1, depth + 1) if sim.method.mixing.kind != "none" else (depth,)
-    models = [levels.model_of(state.levels, session, d) for d in depths]
+def prefixes(sim: Simulator, state: State, arrays: Arrays, session: Int[Array, ""]) -> Params:
+    """A session's models to be mixed, coarse to fine; the last, and only one without mixing, is adapted.
+
+    Returns:
+        Parameters with a leading axis of prefixes.
+    """
+    mixed = sim.method.mixing.kind != "none"
+    models = levels.models_of(state.levels, session)[0 if mixed else -1 :]
     if sim.method.adapt.steps:
         models[-1] = adapt(sim, models[-1], state, arrays, session)
-    return models
+    return jax.tree.map(lambda *x: jnp.stack(x), *models)
+
+
+def of_prefixes(
+    predictor: Predictor, models: Params, inputs: Inputs
+) -> Float[Array, "prefix window horizon 3"]:
+    """Predictions of all prefixes in a loop: the model is compiled once, not once for each of them."""
+    return jax.lax.map(lambda model: predictor.apply(model, inputs), models)
 
 
 def adapt(sim: Simulator, model: Params, state: State, arrays: Arrays, session: Int[Array, ""]) -> Params:
@@ -146,8 +154,7 @@ def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
         def one(session: Array) -> tuple[Array, Array, Array]:
             traces, row = traces_of(arrays, session[None])
             inputs, target = cut(traces, shape, jnp.full(size, row[0]), windows.of(session))
-            models = prefixes(sim, state, arrays, session)
-            predicted = jnp.stack([sim.task.predictor.apply(model, inputs) for model in models])
+            predicted = of_prefixes(sim.task.predictor, prefixes(sim, state, arrays, session), inputs)
             return predicted, target, (jnp.arange(size) < windows.count[session]).astype(jnp.float32)
 
         predicted, target, weight = jax.lax.map(one, sessions, batch_size=batch)
@@ -235,11 +242,11 @@ def evaluate(
     sessions = np.flatnonzero(count).astype(np.int32)
     size = min(SESSIONS, len(sessions))
     size = -(-size // sim.mesh.size) * sim.mesh.size
-    parts = []
+    parts, fixed = [], processes.everywhere(sim.mesh, (state, arrays, windows))
     for begin in range(0, len(sessions), size):
         some = sessions[begin : begin + size]
         padded = np.concatenate([some, np.full(size - len(some), some[-1], np.int32)])
-        error, tiles = jax.device_get(errors_fn(state, arrays, windows, jnp.asarray(padded)))
+        error, tiles = processes.fetch(errors_fn(*fixed, processes.dealt(sim.mesh, padded)))
         mask = np.arange(error.shape[1])[None, :] < count[some][:, None]
         parts.append((np.repeat(some, count[some]), error[: len(some)][mask], tiles[: len(some)][mask]))
         tick(begin + len(some), len(sessions))

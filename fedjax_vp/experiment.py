@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
-from fedjax_vp import results, simulate, summarizing
+from fedjax_vp import processes, results, simulate, summarizing
 from fedjax_vp.config import Config, load_config
 from fedjax_vp.data import splits, synthetic
 from fedjax_vp.data.traces import TraceSet
@@ -19,6 +20,7 @@ from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.models import BASELINES, MODELS, WindowShape
 from fedjax_vp.problem import Outcome, Problem
 from fedjax_vp.progress import Progress
+from fedjax_vp.settings_text import read
 
 _GENERATED = (synthetic.Synthetic, synthetic.Planted)
 _SAMPLE_SLACK = 1e-3  # of a sample: what a horizon in decimal seconds may miss it by
@@ -61,12 +63,18 @@ def run(
     """
     config = config if isinstance(config, Config) else load_config(config)
     _require_weights(config)
-    folder = None if out is None else results.open_folder(Path(out), config, resume)
-    if folder is not None and results.is_finished(folder):
+    processes.require(config.engine.processes)
+    folder = None if out is None else Path(out)
+    compared = processes.from_first(lambda: _open(config, folder, resume))
+    if not processes.is_first():
+        folder, progress = None, False
+    if compared is None:
         return read_back(folder)
-    traces, split = load_traces(config)
+    compared = _compared(config, compared)
+    traces, split = processes.together(
+        lambda: load_traces(config), "data or settings", partial(_identity, config)
+    )
     evaluate = horizons(config, traces.rate_hz)
-    compared = _compared(config, folder)
     if folder is not None:
         describe(folder, config, compared, traces)
     outcomes: dict[str, Outcome] = {}
@@ -128,19 +136,37 @@ def record(
     return RunResult(summary, history, own.state, folder)
 
 
-def _compared(config: Config, folder: Path | None) -> dict[str, Config]:
-    """Configs of the compared methods; those of a run that is resumed are read from its folder.
+def _open(config: Config, folder: Path | None, resume: bool) -> dict[str, Any] | None:
+    """Opens the run folder, if any; settings of the compared methods, or None where the run is finished.
+
+    Those of a run that is resumed are read from its folder.
+    """
+    if folder is None:
+        return {name: one.to_mapping() for name, one in config.beside.items()}
+    results.open_folder(folder, config, resume)
+    if results.is_finished(folder):
+        return None
+    return {name: read(results.beside(folder, name) / results.CONFIG) for name in config.beside}
+
+
+def _compared(config: Config, kept: dict[str, Any]) -> dict[str, Config]:
+    """Configs of the compared methods.
 
     The engine lays out the computation and may change on resuming, for all of them.
     """
+    found = {name: load_config(mapping) for name, mapping in kept.items()}
+    return {name: one.model_copy(update={"engine": config.engine}) for name, one in found.items()}
+
+
+def _identity(config: Config, found: tuple[TraceSet, splits.Split]) -> tuple[Any, str]:
+    """What processes that run together must have in common."""
+    return config.to_mapping(), results.fingerprint(found[0])
+
+
+def read_back(folder: Path | None) -> RunResult:
+    """A finished run from its folder, without its state; without a folder, nothing."""
     if folder is None:
-        return config.beside
-    kept = {name: load_config(results.beside(folder, name) / results.CONFIG) for name in config.beside}
-    return {name: one.model_copy(update={"engine": config.engine}) for name, one in kept.items()}
-
-
-def read_back(folder: Path) -> RunResult:
-    """A finished run from its folder, without its state."""
+        return RunResult({}, summarizing.history_table([], ()), None, None)
     history = pl.read_parquet(folder / "history.parquet")
     return RunResult(results.read_json(folder / results.SUMMARY), history, None, folder)
 

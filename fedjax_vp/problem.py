@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_vp import processes
 from fedjax_vp.batching import Chunk
 from fedjax_vp.cost import Cost, by_depth
 from fedjax_vp.data.splits import Split
@@ -25,6 +26,7 @@ from fedjax_vp.models.static import Static
 from fedjax_vp.models.velocity import Velocity
 
 BASELINES = {"no_motion": Static(), "velocity": Velocity()}
+TIMES = ("compile_s", "evaluate_compile_s", "wall_s", "evaluate_s", "clustering_s")  # where a run's time goes
 
 
 class Problem(NamedTuple):
@@ -74,11 +76,12 @@ class Common:
     def __init__(self, problem: Problem, rounds: int, points: int = 1) -> None:
         self.problem, self.rounds = problem, rounds
         self.sim = simulator(problem.federation, problem.predictor, problem.method, problem.engine)
+        self.alone = self.sim._replace(mesh=processes.own(self.sim.mesh))  # on devices of this process
         self.chunk = Chunk(self.sim, problem.engine, points)
         self.arrays = problem.federation.arrays
         self.errors = make_errors(own(self.sim), problem.federation.shape, self.sim.mesh, problem.evaluate)
-        self.mixing = make_mixing(self.sim)
-        self.place = make_place(self.sim)
+        self.mixing = make_mixing(self.alone)
+        self.place = make_place(self.alone)
         self.quick = jax.jit(thin, static_argnums=1)(self.arrays.test, problem.evaluate.history_windows)
 
     @cached_property
@@ -95,7 +98,7 @@ class Common:
     @cached_property
     def choice_s(self) -> float:
         """Seconds of a round in which units choose among rows."""
-        return census.choice_s(self.sim)
+        return census.choice_s(self.alone)
 
     @cached_property
     def cost(self) -> Cost:

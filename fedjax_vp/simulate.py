@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedjax_vp import processes
 from fedjax_vp.course import Course, advance
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated.precision import products
@@ -100,7 +101,7 @@ def simulate_many(
                 for index, course in courses.items():
                     tell = _about(index, course, reporter, stop)
                     finish(index, course.failed or course.outcome(tell))
-            if stop.is_set():
+            if processes.any_of(stop.is_set()):
                 raise Interrupted(common.rounds, points[begin].run_dir)
 
 
@@ -122,13 +123,14 @@ def _run_batch(
         least = min(course.done for course in active.values())
         behind = {index: course for index, course in active.items() if course.done == least}
         advance(common, list(behind.values()))
-        for index, course in behind.items():
-            if course.failed:
-                continue
+        sound = {index: course for index, course in behind.items() if not course.failed}
+        for index, course in sound.items():
             reporter(index, {"round": course.done, **course.news()})
-            if course.done % chunk == 0 or course.done == common.rounds or stop.is_set():
+        stopping = processes.any_of(stop.is_set())
+        for course in sound.values():
+            if course.done % chunk == 0 or course.done == common.rounds or stopping:
                 course.save()
-        if stop.is_set():
+        if stopping:
             last = next(iter(behind.values()))
             raise Interrupted(last.done, last.point.run_dir)
 
@@ -140,7 +142,7 @@ def _about(
 
     def tell(facts: dict[str, Any]) -> None:
         reporter(index, facts)
-        if stop.is_set():
+        if processes.any_of(stop.is_set()):
             raise Interrupted(course.done, course.point.run_dir)
 
     return tell

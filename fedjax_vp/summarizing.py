@@ -14,14 +14,13 @@ from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.evaluate import Evaluation
 from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.geometry import TILE_SCORES
-from fedjax_vp.problem import Outcome
+from fedjax_vp.problem import TIMES, Outcome
 
 _COMPARED = (
     *("method", "horizon_s", "mean", "median", "p95", "bytes_up", "bytes_down", "hurt_share"),
     *("by_client", "by_user", "worst_decile", *TILE_SCORES),
 )
 _TYPES = {"method": pl.String, "bytes_up": pl.Int64, "bytes_down": pl.Int64}
-TIMES = ("compile_s", "wall_s", "evaluate_s", "clustering_s")
 
 
 class Scores:

@@ -11,10 +11,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import probe
 import pytest
+import toy
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_vp.algorithms import RECIPES
@@ -22,7 +24,8 @@ from fedjax_vp.config import load_config
 from fedjax_vp.federated import round as rounds
 from fedjax_vp.federated.round import RoundInfo, State
 from fedjax_vp.federated.settings import Method
-from fedjax_vp.federated.simulator import Simulator
+from fedjax_vp.federated.simulator import ACCELERATOR_BLOCK, Simulator, simulator
+from fedjax_vp.models import BASELINES, MODELS
 
 
 def method_of(name: str) -> tuple[Method, bool]:
@@ -138,6 +141,28 @@ def test_an_eager_round_is_the_compiled_one(name: str) -> None:
     one = build(name)
     given = one.start(), one.sim.federation.arrays, rounds.hyper(one.sim.method, 10)
     assert_close(rounds.make_round(one.sim)(*given), one.round(*given), name)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("block", [1, ACCELERATOR_BLOCK])
+def test_a_recipes_round_lowers_for_accelerators(built: Built, block: int) -> None:
+    """On a machine that has none: client by client, and side by side as an accelerator does by default."""
+    if built.name in SAME_ROUND:
+        return
+    round_fn = jax.jit(rounds.make_round(built.sim._replace(block=block)))
+    given = built.start(), built.sim.federation.arrays, rounds.hyper(built.sim.method, 10)
+    lowered = jax.export.export(round_fn, platforms=["cuda", "tpu"])(*given)
+    assert lowered.platforms == ("cuda", "tpu")
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind not in BASELINES])
+def test_training_of_every_model_lowers_for_accelerators(kind: str) -> None:
+    predictor = load_config({"model": kind}).model.build(toy.SHAPE)
+    sim = simulator(toy.federation(users=2, videos=2, time=24), predictor, Method(), probe.ONE)
+    given = rounds.init(sim, jnp.int32(0)), sim.federation.arrays, rounds.hyper(sim.method, 10)
+    round_fn = jax.jit(rounds.make_round(sim._replace(block=ACCELERATOR_BLOCK)))
+    jax.export.export(round_fn, platforms=["cuda", "tpu"])(*given)
 
 
 @pytest.mark.contract

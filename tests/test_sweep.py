@@ -251,7 +251,7 @@ def test_a_local_ray_cluster_gives_the_same(here: Path) -> None:
     """In a process of its own: Ray leaves threads, sockets and handlers behind."""
     env = {**os.environ, "XDG_CACHE_HOME": str(here / "cache"), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     env.pop("RAY_ADDRESS", None)
-    done = subprocess.run([sys.executable, "-c", RAY], capture_output=True, text=True, env=env, timeout=300)
+    done = subprocess.run([sys.executable, "-c", RAY], capture_output=True, text=True, env=env, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 of 4 runs" in done.stderr
     frame = pl.read_parquet("out/sweep.parquet")

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from fedjax_vp import experiment, results, simulate
+from fedjax_vp import experiment, processes, results, simulate
 from fedjax_vp.config import Config, load_config
-from fedjax_vp.environment import prepare_devices
+from fedjax_vp.environment import prepare_devices, prepare_processes
 from fedjax_vp.errors import UserError
 from fedjax_vp.report import figures, tables
 from fedjax_vp.report import folder as report_folder
@@ -51,19 +51,28 @@ def fresh_folder(name: str) -> Path:
 def execute(config: Config, folder: Path, resume: bool, quiet: bool) -> None:
     """Runs a config into a folder and prints its tables; exits with 130 when interrupted."""
     prepare_devices(config.engine.devices)
+    prepare_processes(config.engine.processes)
     try:
         result = experiment.run(config, folder, resume=resume, progress=not quiet)
-        if result.state is not None or not (folder / "figures").is_dir():
+        if result.path and (result.state is not None or not (folder / "figures").is_dir()):
             figures.render(folder)
     except (simulate.Interrupted, KeyboardInterrupt) as stop:
-        click.echo(_interrupted(folder, stop), err=True)
+        if processes.is_first():
+            click.echo(_interrupted(folder, stop), err=True)
         sys.exit(130)
+    except UserError:
+        if processes.is_first():
+            raise
+        sys.exit(2)  # process 0 says why
+    if result.path is None:
+        return
     run = report_folder.read(folder)
     for table in tables.of_run(run):
         tables.show(table)
     times = result.summary
+    compile_s = times["compile_s"] + times.get("evaluate_compile_s", 0.0)
     click.echo(
-        f"{times['wall_s']:.1f} s of rounds, {times['compile_s']:.1f} s of compilation, "
+        f"{times['wall_s']:.1f} s of rounds, {compile_s:.1f} s of compilation, "
         f"{times['evaluate_s']:.1f} s of evaluation; run folder: {folder}"
     )
 

@@ -235,7 +235,8 @@ def _from_middle(state: LevelState, settings: ByUpdates) -> Float[Array, "row q"
 
 def sketch_key() -> Array:
     """Key of the signs of all sketches: the same for all clients and rounds."""
-    return jax.random.key(5)
+    with jax.ensure_compile_time_eval():
+        return jax.random.key(5)
 
 
 def with_share(

@@ -263,11 +263,15 @@ def init(layout: Layout, groupings: list[Grouping], params: Params) -> tuple[Lev
     return tuple(states)
 
 
-def rows_of(state: LevelState, session: Int[Array, "unit"], leaf: str) -> Array:
+def looked_up(states: tuple[LevelState, ...], session: Int[Array, "unit"]) -> list[Membership]:
+    """Memberships of some sessions at every level, [unit, a]: looked up once for all leaves."""
+    return [Membership(s.members.group[session], s.members.share[session]) for s in states]
+
+
+def rows_of(state: LevelState, member: Membership, leaf: str) -> Array:
     """One level's term of (1) for a leaf: [unit, ...]."""
-    group, share = state.members.group[session], state.members.share[session]
-    rows = state.rows[leaf]
-    picked = rows[group]  # [unit, a, ...]
+    rows, share = state.rows[leaf], member.share
+    picked = rows[member.group]  # [unit, a, ...]
     return jnp.sum(share.reshape(share.shape + (1,) * (rows.ndim - 1)) * picked, axis=1)
 
 
@@ -275,14 +279,32 @@ def compose(
     states: tuple[LevelState, ...], session: Int[Array, "unit"], leaf: str, depth: int | None = None
 ) -> Array:
     """A leaf of (1) over the levels down to `depth` (all by default; zeros where none of them owns it)."""
-    owners = [s for s in states if leaf in s.rows]
-    terms = [rows_of(s, session, leaf) for s in states[:depth] if leaf in s.rows]
-    if not terms:
-        return jnp.zeros((session.shape[0], *owners[0].rows[leaf].shape[1:]))
-    return sum(terms[1:], terms[0])
+    used = states if depth is None else states[:depth]
+    if not any(leaf in s.rows for s in used):
+        owner = next(s for s in states if leaf in s.rows)
+        return jnp.zeros((session.shape[0], *owner.rows[leaf].shape[1:]))
+    return prefixes(used, looked_up(used, session), leaf)[-1]
+
+
+def prefixes(states: tuple[LevelState, ...], members: list[Membership], leaf: str) -> list[Array]:
+    """`compose` down to every depth, coarse to fine, of sessions that are `looked_up`."""
+    found: list[Array | None] = []
+    for state, member in zip(states, members, strict=True):
+        above = found[-1] if found else None
+        term = rows_of(state, member, leaf) if leaf in state.rows else None
+        found.append(term if above is None else above if term is None else above + term)
+    known = next(x for x in found if x is not None)
+    return [jnp.zeros_like(known) if x is None else x for x in found]
 
 
 def model_of(states: tuple[LevelState, ...], session: Int[Array, ""], depth: int | None = None) -> Params:
     """Parameters of one session's model, of its prefix of `depth` levels where given."""
+    return models_of(states, session)[-1 if depth is None else depth - 1]
+
+
+def models_of(states: tuple[LevelState, ...], session: Int[Array, ""]) -> list[Params]:
+    """Parameters of one session's model at every depth, coarse to fine; the last is the whole model."""
     leaves = sorted({n for s in states for n in s.rows})
-    return {n: compose(states, session[None], n, depth)[0] for n in leaves}
+    members = looked_up(states, session[None])
+    found = {n: prefixes(states, members, n) for n in leaves}
+    return [{n: found[n][depth][0] for n in leaves} for depth in range(len(states))]

@@ -23,7 +23,7 @@ from fedjax_vp.federated.federation import Arrays, Federation, Traces, client_wi
 from fedjax_vp.federated.grouping.settings import ByUpdates
 from fedjax_vp.federated.grouping.sketch import sketch
 from fedjax_vp.federated.learned import sketch_key
-from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState, compose
+from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState, looked_up, prefixes
 from fedjax_vp.federated.precision import Precision, products
 from fedjax_vp.federated.settings import Local, Pooling
 from fedjax_vp.models.base import Inputs, Params, Predictor
@@ -114,18 +114,19 @@ def bag_traces(task: Task, arrays: Arrays, client: Client) -> tuple[Traces, Int[
     return traces_of(arrays, slots(arrays, client.index, size)[0])
 
 
-def start(
-    task: Task, states: tuple[LevelState, ...], session: Int[Array, "slot"]
-) -> tuple[Params, list[Params]]:
-    """A client's parameters, and what each shallower prefix lacks of them, coarse to fine."""
+def start(task: Task, states: tuple[LevelState, ...], session: Int[Array, "slot"]) -> tuple[Params, Params]:
+    """A client's parameters, and what each shallower prefix lacks of them (nothing where none is trained).
 
-    def at(leaf: str, depth: int | None = None) -> Array:
-        return compose(states, session if leaf in task.layout.varying else session[:1], leaf, depth)
-
+    Returns:
+        Leaves [slot or 1, ...] and [prefix, slot or 1, ...].
+    """
+    apart, whole = looked_up(states, session), looked_up(states, session[:1])
     leaves = sorted({n for names in task.layout.owned for n in names})
-    theta = {n: at(n) for n in leaves}
-    depths = range(1, len(states)) if task.local.prefix_share else ()
-    return theta, [{n: theta[n] - at(n, depth) for n in leaves} for depth in depths]
+    found = {n: prefixes(states, apart if n in task.layout.varying else whole, n) for n in leaves}
+    theta = {n: parts[-1] for n, parts in found.items()}
+    if not task.local.prefix_share or len(states) == 1:
+        return theta, {}
+    return theta, {n: theta[n][None] - jnp.stack(parts[:-1]) for n, parts in found.items()}
 
 
 def local_update(
@@ -188,32 +189,48 @@ def local_update(
 
 
 def _loss(
-    theta: Params, task: Task, lacks: list[Params], windows: tuple[Inputs, Array], batch: batches.Batch
+    theta: Params, task: Task, lacks: Params, windows: tuple[Inputs, Array], batch: batches.Batch
 ) -> Float[Array, ""]:
     """Mean loss of a batch, part of it predicted by the shallower prefixes."""
-    size, depths, weight = batch.now.shape[0], len(lacks), batch.weight
+    size, weight = batch.now.shape[0], batch.weight
+    depths = len(task.layout.levels) - 1 if lacks else 0
+    part = round(size * task.local.prefix_share / depths) if depths else 0
     if depths:
         weight, windows = jax.tree.map(lambda x: x[scatter(size)], (weight, windows))
     inputs, target = windows
-    part = round(size * task.local.prefix_share / depths) if depths else 0
-    varying = task.layout.varying
-
-    def pick(tree: Params, leaf: str) -> Array:
-        return tree[leaf][batch.slot if leaf in varying and tree[leaf].shape[0] > 1 else 0]
-
-    predicted = []
-    for depth in range(depths + 1):
-        lack = lacks[depth] if depth < depths else None
-        model = {n: pick(theta, n) - (pick(lack, n) if lack else 0.0) for n in theta}
-        if lack:  # a leaf that only finer levels own does not exist in this prefix
-            model = {
-                n: p if task.layout.coarsest(n) <= depth else jnp.zeros_like(p) for n, p in model.items()
-            }
-        stop = (depth + 1) * part if depth < depths else size
-        view = Inputs(*(x[depth * part : stop] for x in inputs))
-        predicted.append(task.predictor.apply(model, view))
+    model = _picked(theta, task, batch)
+    predicted = [task.predictor.apply(model, Inputs(*(x[depths * part :] for x in inputs)))]
+    if part:
+        views = Inputs(*(x[: depths * part].reshape(depths, part, *x.shape[1:]) for x in inputs))
+        shallow = _of_prefixes(model, task, lacks, views, batch)
+        predicted.insert(0, shallow.reshape(depths * part, *shallow.shape[2:]))
     loss = task.local.loss.build()(jnp.concatenate(predicted), target)
     return jnp.sum(weight * jnp.mean(loss, axis=1)) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def _picked(tree: Params, task: Task, batch: batches.Batch) -> Params:
+    """The rows of the session a batch is drawn from."""
+    varying = task.layout.varying
+    return {n: x[batch.slot if n in varying and x.shape[0] > 1 else 0] for n, x in tree.items()}
+
+
+def _of_prefixes(
+    model: Params, task: Task, lacks: Params, views: Inputs, batch: batches.Batch
+) -> Float[Array, "prefix window horizon 3"]:
+    """Each shallower prefix's predictions of its own windows, in a loop that compiles the model once."""
+    layout = task.layout
+    finer = sorted(n for n in model if layout.coarsest(n))  # do not exist in every prefix
+    depths = range(len(layout.levels) - 1)
+    exists = {n: jnp.asarray([layout.coarsest(n) <= depth for depth in depths]) for n in finer}
+
+    def one(prefix: tuple[Params, dict[str, Array], Inputs]) -> Float[Array, "window horizon 3"]:
+        lack, there, view = prefix
+        lack = _picked(lack, task, batch)
+        rows = {n: p - lack[n] for n, p in model.items()}
+        rows |= {n: jnp.where(there[n], rows[n], 0.0) for n in finer}
+        return task.predictor.apply(rows, view)
+
+    return jax.lax.map(one, (lacks, exists, views))
 
 
 def scatter(size: int) -> np.ndarray:

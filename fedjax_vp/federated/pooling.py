@@ -32,7 +32,7 @@ from jaxtyping import Array, Float
 
 from fedjax_vp.federated import server, shrinkage
 from fedjax_vp.federated.levels import Layout, LevelState
-from fedjax_vp.federated.sums import Sums, Totals, table_of
+from fedjax_vp.federated.sums import Sums, Totals, by_leaf, table_of
 from fedjax_vp.models.base import Params
 
 
@@ -62,6 +62,7 @@ def pool(
         hyper: learning rates, shrinkage and progress of each level.
         clock: index of this round, and number of rounds of the run.
     """
+    totals = by_leaf(layout, totals)
     full, known = (
         _Rest(totals, [dict(s.update) for s in totals.levels], dict(totals.square)),
         {
@@ -78,7 +79,9 @@ def pool(
         step = {n: shrink[n] * (mean[n] + decay[n]) - decay[n] for n in mean}
         moved = _move(index, layout, state._replace(variance=variance), sums, step, hyper, clock)
         turn = jnp.asarray(level.period > 0) & ((clock[0] + 1) % max(level.period, 1) == 0)
-        new_states.append(jax.tree.map(lambda a, b, turn=turn: jnp.where(turn, a, b), moved, state))
+        if level.period != 1:
+            moved = jax.tree.map(lambda a, b, turn=turn: jnp.where(turn, a, b), moved, state)
+        new_states.append(moved)
         took = {n: jnp.where(turn & (sums.weight[n] > 0), k, 0.0) for n, k in step.items()}
         full = _take(full, layout, states, index, took)
         known = {i: _take(some, layout, states, index, took) for i, some in known.items() if i > index}

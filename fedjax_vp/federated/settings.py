@@ -205,8 +205,9 @@ class Method:
 class Engine:
     """How the computation is laid out; no learning result depends on it beyond rounding.
 
-    `client_block`: clients trained side by side (0: 1 on a CPU, 256 on an accelerator); `devices`: 0 uses
-    all; `chunk`: rounds in one compiled scan, after which Python logs and saves; `points`: seeds and traced
+    `client_block`: clients trained side by side (0: 1 on a CPU, 256 on an accelerator); `devices`: of each
+    process, 0 uses all; `processes`: how many run this together, on one machine or several (docs/devices.md);
+    `chunk`: rounds in one compiled scan, after which Python logs and saves; `points`: seeds and traced
     numbers of a sweep run side by side (0: one a device on a CPU, what memory takes on an accelerator);
     `precision`: factors of the matrix products in local training, `float32`, `tf32` or `bfloat16` (sums are
     float32 always; see `federated.precision`).
@@ -214,6 +215,7 @@ class Engine:
 
     client_block: int = 0
     devices: int = 0
+    processes: int = 1
     chunk: int = 25
     points: int = 0
     precision: Precision = "float32"
@@ -221,6 +223,7 @@ class Engine:
     def __post_init__(self) -> None:
         require(self.client_block >= 0, f"engine.client_block is {self.client_block}: give 0 or more")
         require(self.devices >= 0, f"engine.devices is {self.devices}: give 0 (all) or a number")
+        require(self.processes >= 1, f"engine.processes is {self.processes}: give at least 1")
         require(self.chunk >= 1, f"engine.chunk is {self.chunk}: give at least 1 round")
         require(self.points >= 0, f"engine.points is {self.points}: give 0 or more")
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from fedjax_vp import processes
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels, participation
 from fedjax_vp.federated.federation import Federation
@@ -18,6 +19,7 @@ from fedjax_vp.federated.precision import products
 from fedjax_vp.federated.settings import Engine, Method
 from fedjax_vp.models.base import Predictor
 
+ACCELERATOR_BLOCK = 256  # clients side by side: small models fill an accelerator only together
 _MOST_GENERATED = 1024  # sessions of one client
 
 
@@ -57,12 +59,11 @@ def simulator(federation: Federation, predictor: Predictor, method: Method, engi
             f"client: {method.client} has a client of {federation.max_sessions} sessions, whose traces would "
             "be generated at once: give dataset.stored: true, or client: session"
         )
-    devices = jax.devices()[: engine.devices or None]
-    if len(devices) < engine.devices:
-        raise UserError(f"engine.devices is {engine.devices}, but JAX has {len(devices)}: give 0 for all")
+    processes.require(engine.processes)
+    devices = processes.devices(engine.devices)
     size = participation.cohort_size(method.participation, federation.num_clients)
     share = -(-size // len(devices))  # clients of a device
-    most = engine.client_block or (1 if devices[0].platform == "cpu" else 256)
+    most = engine.client_block or (1 if devices[0].platform == "cpu" else ACCELERATOR_BLOCK)
     block = -(-share // -(-share // most))  # blocks of one size, with the least padding
     return Simulator(task, method, groupings, Mesh(np.array(devices), ("clients",)), block)
 

@@ -37,7 +37,7 @@ class Sums(NamedTuple):
     """Weighted sums of one level over the participants."""
 
     update: Params  # R_l: [group, ...]
-    weight: Params  # W_l: [group, blocks or 1, ...]
+    weight: Params  # W_l: [group, block] by `table_of`; of each leaf once they are spread (`by_leaf`)
     square_weight: Params  # sum of w^2, like weight
     pair: dict[int, Params]  # C: [group, coarse group, block] by crossed coarser level and `table_of`
 
@@ -48,12 +48,12 @@ class Totals(NamedTuple):
     levels: tuple[Sums, ...]
     square: Params  # SS per leaf, [1, ...]
     halves: Params  # sum of w times squared half differences, [1, ...]
-    weight: Params  # [1, blocks or 1, ...]
+    weight: Params  # [1, block] by `table_of`, like that of a level
     known: dict[int, Totals]  # the same of those alone whose group is known, by patchy level
 
 
 def table_of(layout: Layout, leaf: str) -> str:
-    """Name of the table C that holds a leaf's weights; leaves of equal weights share one."""
+    """Name of the tables that hold a leaf's weights; leaves of equal weights share them."""
     if BLOCK_AXES.get(leaf, 0):
         return leaf
     return "by session" if leaf in layout.varying else "by client"
@@ -69,9 +69,6 @@ def _zeros(layout: Layout, params: Shapes) -> Totals:
     weight = {n: jnp.zeros(block_shape(n, p.shape)) for n, p in params.items()}
     stat = {n: shrinkage.stat_shape(n, p.shape) for n, p in params.items()}
 
-    def stack(names: tuple[str, ...], size: tuple[int, ...], like: Shapes) -> Params:
-        return {n: jnp.zeros((*size, *like[n].shape)) for n in names}
-
     levels = []
     for fine, (names, count) in enumerate(zip(layout.owned, layout.num_groups, strict=True)):
         crossed = [j for j in range(fine) if layout.relation[fine, j] == "crossed"]
@@ -83,10 +80,12 @@ def _zeros(layout: Layout, params: Shapes) -> Totals:
             }
             for j in crossed
         }
-        sizes = stack(names, (count,), weight)
-        levels.append(Sums(stack(names, (count,), params), sizes, dict(sizes), pair))
+        sizes = {table_of(layout, n): jnp.zeros((count, weight[n].size)) for n in names}
+        update = {n: jnp.zeros((count, *params[n].shape)) for n in names}
+        levels.append(Sums(update, sizes, dict(sizes), pair))
     square = {n: jnp.zeros((1, *shape)) for n, shape in stat.items()}
-    return Totals(tuple(levels), square, dict(square), {n: w[None] for n, w in weight.items()}, {})
+    whole = {table_of(layout, n): jnp.zeros((1, w.size)) for n, w in weight.items()}
+    return Totals(tuple(levels), square, dict(square), whole, {})
 
 
 def add(totals: Totals, states: tuple[LevelState, ...], layout: Layout, units: dict[str, Unit]) -> Totals:
@@ -96,9 +95,10 @@ def add(totals: Totals, states: tuple[LevelState, ...], layout: Layout, units: d
     for leaf, unit in units.items():
         axes = tuple(1 + a for a in shrinkage.stat_axes(leaf, unit.delta.ndim - 1))
         square[leaf] += jnp.sum(unit.weight * unit.delta**2, axis=(0, *axes), keepdims=True)
-        weight[leaf] += jnp.sum(unit.weight, axis=0, keepdims=True)
         if unit.halves.size:
             halves[leaf] += jnp.sum(unit.weight * unit.halves**2, axis=(0, *axes), keepdims=True)
+    for table, unit in _by_table(layout, units).items():
+        weight[table] += jnp.sum(_flat(unit.weight), axis=0, keepdims=True)
     known = {
         index: add(some, states, layout, _of_known(units, states[index].members))
         for index, some in totals.known.items()
@@ -115,35 +115,63 @@ def _of_known(units: dict[str, Unit], members: Membership) -> dict[str, Unit]:
     }
 
 
+def by_leaf(layout: Layout, totals: Totals) -> Totals:
+    """The same with the weights of every leaf, broadcastable to its rows: [group or 1, blocks or 1, ...]."""
+
+    def spread(tables: Params, rows: Params) -> Params:
+        shapes = {n: block_shape(n, x.shape[1:]) for n, x in rows.items()}
+        return {n: tables[table_of(layout, n)].reshape(-1, *shape) for n, shape in shapes.items()}
+
+    levels = tuple(
+        s._replace(weight=spread(s.weight, s.update), square_weight=spread(s.square_weight, s.update))
+        for s in totals.levels
+    )
+    rows = {n: x for s in totals.levels for n, x in s.update.items()}
+    known = {index: by_leaf(layout, some) for index, some in totals.known.items()}
+    return totals._replace(levels=levels, weight=spread(totals.weight, rows), known=known)
+
+
 def _add_level(
     index: int, sums: Sums, states: tuple[LevelState, ...], layout: Layout, units: dict[str, Unit]
 ) -> Sums:
     members = states[index].members
     update, weight, square = dict(sums.update), dict(sums.weight), dict(sums.square_weight)
-    for leaf in update:
-        unit = units[leaf]
-        for a in range(members.group.shape[1]):
-            group = members.group[unit.session, a]
-            w = unit.weight * _expand(members.share[unit.session, a], unit.weight.ndim)
-            update[leaf] = _scatter(update[leaf], group, w * unit.delta)
-            weight[leaf] = _scatter(weight[leaf], group, w)
-            square[leaf] = _scatter(square[leaf], group, w**2)
-    leaf_of = {table_of(layout, n): n for n in update}
+    unit_of = _by_table(layout, {n: units[n] for n in update})
+    for a in range(members.group.shape[1]):
+        group = {t: members.group[unit.session, a] for t, unit in unit_of.items()}
+        share = {t: members.share[unit.session, a] for t, unit in unit_of.items()}
+        for leaf in update:
+            unit, table = units[leaf], table_of(layout, leaf)
+            w = unit.weight * _expand(share[table], unit.weight.ndim)
+            update[leaf] = _scatter(update[leaf], group[table], w * unit.delta)
+        for table, unit in unit_of.items():
+            w = _flat(unit.weight) * share[table][:, None]
+            weight[table] = _scatter(weight[table], group[table], w)
+            square[table] = _scatter(square[table], group[table], w**2)
     pair = {
-        j: {t: _add_pairs(c, members, states[j].members, units[leaf_of[t]]) for t, c in tables.items()}
+        j: {t: _add_pairs(c, members, states[j].members, unit_of[t]) for t, c in tables.items()}
         for j, tables in sums.pair.items()
     }
     return Sums(update, weight, square, pair)
 
 
 def _add_pairs(table: Array, fine: Membership, coarse: Membership, unit: Unit) -> Array:
-    weight = unit.weight.reshape(unit.weight.shape[0], -1)
+    weight = _flat(unit.weight)
     for a in range(fine.group.shape[1]):
         for b in range(coarse.group.shape[1]):
             both = fine.share[unit.session, a] * coarse.share[unit.session, b]
             at = table.at[fine.group[unit.session, a], coarse.group[unit.session, b]]
             table = at.add(weight * both[:, None])
     return table
+
+
+def _by_table(layout: Layout, units: dict[str, Unit]) -> dict[str, Unit]:
+    """A unit for each table of weights."""
+    return {table_of(layout, n): unit for n, unit in units.items()}
+
+
+def _flat(weight: Array) -> Array:
+    return weight.reshape(weight.shape[0], -1)
 
 
 def _scatter(total: Array, group: Array, value: Array) -> Array:

@@ -19,7 +19,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from fedjax_vp.models.base import Params
 
@@ -42,7 +43,7 @@ def sketch(delta: Params, key: Key[Array, ""], size: int) -> Float[Array, "unit 
     offset = 0
     for index, x in enumerate(leaves):
         flat = x.reshape(x.shape[0], -1)
-        folded = _fold(flat, jax.random.fold_in(key, index), _width(x.shape[1:], size))
+        folded = _fold(flat, _signs(key, index, flat.shape[1]), _width(x.shape[1:], size))
         folded = jnp.pad(folded, ((0, 0), (0, size - folded.shape[1])))
         total = total + jnp.roll(folded, offset, axis=1)
         offset = (offset + flat.shape[1]) % size
@@ -57,11 +58,20 @@ def _width(shape: tuple[int, ...], size: int) -> int:
     return next(width for width in range(size, 0, -1) if math.gcd(width, stride) == 1)
 
 
-def _fold(flat: Float[Array, "unit d"], key: Array, width: int) -> Float[Array, "unit width"]:
+def _signs(key: Key[Array, ""], index: int, size: int) -> Float[ArrayLike, "d"]:
+    """Signs of a leaf. Those of a known key are a constant of what is compiled, not drawn for each client."""
+    if isinstance(key, jax.core.Tracer):
+        return jax.random.rademacher(jax.random.fold_in(key, index), (size,), jnp.float32)
+    with jax.ensure_compile_time_eval():
+        return np.asarray(jax.random.rademacher(jax.random.fold_in(key, index), (size,), jnp.float32))
+
+
+def _fold(
+    flat: Float[Array, "unit d"], signs: Float[ArrayLike, "d"], width: int
+) -> Float[Array, "unit width"]:
     """Signs, then the sum of rows; the product with ones is the fastest form of that sum on a CPU."""
     rows, rest = divmod(flat.shape[1], width)
-    signs = jax.random.rademacher(key, (flat.shape[1],), flat.dtype)
-    signed = flat * signs[None]
+    signed = flat * jnp.asarray(signs)[None]
     tail = jnp.pad(signed[:, rows * width :], ((0, 0), (0, width - rest)))
     if not rows:
         return tail
