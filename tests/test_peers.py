@@ -28,6 +28,13 @@ rounds = []
 protocol.serve(rounds.clear, one_round, lambda: {loss})
 """
 
+PYTHON_WITHOUT_PACKAGES = """#!/bin/sh
+if [ "$2" = venv ]; then mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && exit 0; fi
+echo 'ERROR: No matching distribution' >&2
+echo hint >&2
+exit 1
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -52,7 +59,7 @@ def test_a_peer_without_its_python_is_skipped(folder: Path) -> None:
 
 def test_a_peer_that_does_not_install_is_skipped_and_tried_again(folder, monkeypatch) -> None:
     python = folder / "python"
-    python.write_text("#!/bin/sh\necho 'ERROR: No matching distribution' >&2\necho hint >&2\nexit 1\n")
+    python.write_text(PYTHON_WITHOUT_PACKAGES)
     python.chmod(0o755)
     monkeypatch.setattr(runners, "interpreter_of", lambda version: str(python))
     (folder / "requirements" / "torch.txt").write_text("# python 3.11\nnothing-of-the-kind\n")
@@ -69,7 +76,7 @@ def test_the_faster_mode_is_taken_and_a_broken_one_passed_over(folder, monkeypat
     monkeypatch.setattr(runners, "environment", lambda name: Path(sys.executable))
     seconds, fault = "0.2 if mode == 'slow' else 0", "assert mode != 'broken', 'no such mode'"
     stand_in(folder / "pfl_peer.py", seconds, fault)
-    runner = runners.start_peer("pfl", "vp-mlp", folder, ("broken", "slow", "fast"))
+    runner = runners.start_peer("pfl", "vp-mlp", folder, ("broken", "slow", "fast", "slow"))
     runner.close()
     assert runner.mode == "fast"
     with pytest.raises(runners.Skipped, match="AssertionError: no such mode"):

@@ -27,6 +27,8 @@ JUDGED = 16  # clients whose windows tell the global loss
 TRIAL = 8  # clients of the round that warms up and is timed to choose a mode
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+_answers = sys.stdout
+
 
 class Request(NamedTuple):
     """What a peer is asked to do on the command line."""
@@ -43,7 +45,13 @@ class Request(NamedTuple):
 
 
 def request() -> Request:
-    """Reads the command line, as `run.py` writes it."""
+    """Reads the command line, as `run.py` writes it.
+
+    From here on what libraries print goes to standard error, processes they start included.
+    """
+    global _answers
+    _answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     return Request(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
 
 
@@ -74,9 +82,7 @@ def serve(
 
     The words are `reset`, `round`, `trial` (a round of the first few clients) and `loss`.
     """
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # what libraries print must not mix with the answers
-    print(json.dumps({"versions": versions()}), file=answers, flush=True)
+    print(json.dumps({"versions": versions()}), file=_answers, flush=True)
     for line in sys.stdin:
         for other in others:
             print(line, end="", file=other.stdin, flush=True)
@@ -89,7 +95,7 @@ def serve(
         else:
             run_round(TRIAL if line.strip() == "trial" else None)
         answer["seconds"] = time.perf_counter() - begun
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(answer), file=_answers, flush=True)
     for other in others:
         other.stdin.close()
         other.wait()
