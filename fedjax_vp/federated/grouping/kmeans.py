@@ -48,22 +48,22 @@ def fit(
         return Fit(np.zeros(0, np.int32), np.zeros((0, rows.shape[1])), 0.0)
     rows = _unit(rows) if spherical else rows
     weight = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
-    rng = np.random.default_rng(seed)
-    best = min(
-        (_lloyd(rows, weight, _start(rows, weight, num_groups, rng), spherical) for _ in range(restarts)),
-        key=lambda run: run[1],
-    )
+    rng, square = np.random.default_rng(seed), _squares(rows)
+    starts = (_start(rows, square, weight, num_groups, rng) for _ in range(restarts))
+    best = min((_lloyd(rows, square, weight, start, spherical) for start in starts), key=lambda run: run[1])
     labels = renumber(best[0])
     used = np.unique(labels, return_index=True)[1]
     centers = _centers(rows, weight, labels, len(used), spherical)
     return Fit(labels, centers, best[1])
 
 
-def _start(rows: np.ndarray, weight: np.ndarray, num_groups: int, rng: np.random.Generator) -> np.ndarray:
+def _start(
+    rows: np.ndarray, square: np.ndarray, weight: np.ndarray, num_groups: int, rng: np.random.Generator
+) -> np.ndarray:
     """k-means++: each next center is a row drawn by its squared distance to the nearest so far."""
     centers = rows[rng.choice(len(rows), 1, p=weight / weight.sum())]
     while len(centers) < num_groups:
-        chance = weight * _square_distances(rows, centers).min(axis=1)
+        chance = weight * _square_distances(rows, square, centers).min(axis=1)
         if chance.sum() <= 0:
             break  # every row is a center
         centers = np.concatenate([centers, rows[rng.choice(len(rows), 1, p=chance / chance.sum())]])
@@ -71,14 +71,19 @@ def _start(rows: np.ndarray, weight: np.ndarray, num_groups: int, rng: np.random
 
 
 def _lloyd(
-    rows: np.ndarray, weight: np.ndarray, centers: np.ndarray, spherical: bool, iterations: int = 100
+    rows: np.ndarray,
+    square: np.ndarray,
+    weight: np.ndarray,
+    centers: np.ndarray,
+    spherical: bool,
+    iterations: int = 100,
 ) -> tuple[np.ndarray, float]:
     """Labels and inertia once they stand still; an empty group restarts from the worst-served row."""
     labels = np.full(len(rows), -1)
     for _ in range(iterations):
-        square = _square_distances(rows, centers)
-        new = square.argmin(axis=1)
-        own = weight * square[np.arange(len(rows)), new]
+        apart = _square_distances(rows, square, centers)
+        new = apart.argmin(axis=1)
+        own = weight * apart[np.arange(len(rows)), new]
         for empty in np.setdiff1d(np.arange(len(centers)), new):
             worst = own.argmax()
             if own[worst] <= 0:
@@ -88,8 +93,8 @@ def _lloyd(
             break
         labels = new
         centers = _centers(rows, weight, labels, len(centers), spherical)
-    square = _square_distances(rows, centers)[np.arange(len(rows)), labels]
-    return labels, float((weight * square).sum())
+    apart = _square_distances(rows, square, centers)[np.arange(len(rows)), labels]
+    return labels, float((weight * apart).sum())
 
 
 def _centers(
@@ -107,10 +112,14 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(norm > 0, norm, 1)
 
 
-def _square_distances(rows: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    square = (rows**2).sum(axis=1)[:, None] - 2 * rows @ centers.T + (centers**2).sum(axis=1)[None, :]
-    scale = np.finfo(np.float64).eps * 4 * (rows**2).sum(axis=1).max(initial=0)
-    return np.where(square > scale, square, 0.0)
+def _squares(rows: np.ndarray) -> np.ndarray:
+    return np.einsum("nd,nd->n", rows, rows)
+
+
+def _square_distances(rows: np.ndarray, square: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    apart = square[:, None] - rows @ (2 * centers.T) + _squares(centers)[None, :]
+    scale = np.finfo(np.float64).eps * 4 * square.max(initial=0)
+    return np.where(apart > scale, apart, 0.0)
 
 
 def assign(
