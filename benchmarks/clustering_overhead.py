@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ceilings import device
 from overhead import figure, table
 from overhead.cells import KINDS, Cell, grid
-from throughput import device
 
 from fedjax_vp.environment import prepare_jax
 

@@ -8,11 +8,9 @@ keeping what was sketched, and grouping anew on the host, counted as if it came 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,6 +32,7 @@ from fedjax_vp.federated.settings import Engine, Everyone, Local, Method
 from fedjax_vp.federated.simulator import Simulator, simulator
 from fedjax_vp.models import Chord
 from overhead.cells import READ_TRACES, VIDEOS, Cell, levels
+from overhead.resident import forget_peak, peak_bytes
 
 ENOUGH_S, MOST_REPEATS = 1.0, 4  # of what is timed; the best counts
 
@@ -190,20 +189,3 @@ def best(work: Callable[..., Any], *args: Any) -> tuple[float, Any]:
         result = jax.block_until_ready(work(*args))
         spent.append(time.perf_counter() - begun)
     return min(spent), result
-
-
-def peak_bytes() -> int:
-    """Most memory this process has had resident since `forget_peak`; 0 where the system does not say."""
-    try:
-        kib = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    except OSError:
-        return 0
-    return 1024 * int(kib.group(1)) if kib else 0
-
-
-def forget_peak() -> None:
-    """Starts the peak anew, where the system can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return

@@ -112,14 +112,8 @@ def _share(
 def _judge(
     sim: Simulator, index: int, states: tuple[LevelState, ...], arrays: Arrays, clients: Client
 ) -> tuple[Float[Array, "client slot group"], Float[Array, "client slot"]]:
-    """What the participants think of the candidate rows, on all devices; weight 0 for who does not report.
-
-    Where all choose among the same models, these meet the windows of many clients in one product.
-    """
-    block_size = sim.block
-    if _choose_alike(sim, index):
-        settings = cast(IFCA, sim.layout.levels[index].grouping)
-        block_size = max(block_size, _TOGETHER // (settings.windows or sim.federation.max_windows))
+    """What the participants think of the candidate rows, on all devices; weight 0 for who does not report."""
+    block_size = judged_together(sim, index)
 
     def device_fn(clients: Client, states: tuple, arrays: Arrays) -> tuple[Array, Array]:
         def block_fn(none: tuple, block: Client) -> tuple[tuple, tuple[Array, Array]]:
@@ -137,11 +131,17 @@ def _judge(
     return sharded(clients._replace(state=None), states, arrays)
 
 
-def _choose_alike(sim: Simulator, index: int) -> bool:
-    """Whether a candidate is the same model for every client: the level's own row, whole, in one parent."""
+def judged_together(sim: Simulator, index: int) -> int:
+    """Clients whose choice at a level is made side by side.
+
+    Where a candidate is the same model for every client (the level's own row, whole, in one parent group), it
+    meets the windows of many clients in one product.
+    """
     layout, settings = sim.layout, cast(IFCA, sim.layout.levels[index].grouping)
     whole = all(layout.coarsest(leaf) == index for names in layout.owned for leaf in names)
-    return whole and layout.num_groups[index] == settings.groups
+    if not whole or layout.num_groups[index] != settings.groups:
+        return sim.block
+    return max(sim.block, _TOGETHER // (settings.windows or sim.federation.max_windows))
 
 
 def candidates(

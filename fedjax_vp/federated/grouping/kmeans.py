@@ -48,19 +48,20 @@ def fit(
         return Fit(np.zeros(0, np.int32), np.zeros((0, rows.shape[1])), 0.0)
     rows = _unit(rows) if spherical else rows
     weight = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
-    rng, square = np.random.default_rng(seed), _squares(rows)
-    starts = (_start(rows, square, weight, num_groups, rng) for _ in range(restarts))
-    best = min((_lloyd(rows, square, weight, start, spherical) for start in starts), key=lambda run: run[1])
+    rng = np.random.default_rng(seed)
+    best = min(
+        (_lloyd(rows, weight, _start(rows, weight, num_groups, rng), spherical) for _ in range(restarts)),
+        key=lambda run: run[1],
+    )
     labels = renumber(best[0])
     used = np.unique(labels, return_index=True)[1]
     centers = _centers(rows, weight, labels, len(used), spherical)
     return Fit(labels, centers, best[1])
 
 
-def _start(
-    rows: np.ndarray, square: np.ndarray, weight: np.ndarray, num_groups: int, rng: np.random.Generator
-) -> np.ndarray:
+def _start(rows: np.ndarray, weight: np.ndarray, num_groups: int, rng: np.random.Generator) -> np.ndarray:
     """k-means++: each next center is a row drawn by its squared distance to the nearest so far."""
+    square = _squares(rows)
     centers = rows[rng.choice(len(rows), 1, p=weight / weight.sum())]
     while len(centers) < num_groups:
         chance = weight * _square_distances(rows, square, centers).min(axis=1)
@@ -71,15 +72,10 @@ def _start(
 
 
 def _lloyd(
-    rows: np.ndarray,
-    square: np.ndarray,
-    weight: np.ndarray,
-    centers: np.ndarray,
-    spherical: bool,
-    iterations: int = 100,
+    rows: np.ndarray, weight: np.ndarray, centers: np.ndarray, spherical: bool, iterations: int = 100
 ) -> tuple[np.ndarray, float]:
     """Labels and inertia once they stand still; an empty group restarts from the worst-served row."""
-    labels = np.full(len(rows), -1)
+    labels, square = np.full(len(rows), -1), _squares(rows)
     for _ in range(iterations):
         apart = _square_distances(rows, square, centers)
         new = apart.argmin(axis=1)
