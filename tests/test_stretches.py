@@ -21,6 +21,7 @@ from fedjax_vp.federated.grouping.settings import IFCA
 from fedjax_vp.federated.local import Client
 from fedjax_vp.federated.settings import Engine, Everyone, Level, Local, Method, Uniform
 from fedjax_vp.federated.simulator import simulator
+from fedjax_vp.models import MLP
 
 COUNT = 100_001
 PLANTED = Planted(users=7, videos=4, duration_s=12.0, duration_power=0.5, min_duration_s=4.0)
@@ -134,3 +135,20 @@ def test_one_client_of_all_sessions_is_not_generated_at_once() -> None:
     fed = build(traces, split(traces, PROTOCOL), toy.SHAPE, "all")
     with pytest.raises(UserError, match=r"1200 sessions.*dataset.stored: true"):
         simulator(fed, toy.predictor(), Method(client="all"), Engine())
+
+
+def test_nothing_grows_with_clients_times_parameters() -> None:
+    taken = []
+    method = Method(
+        levels=(Level("cluster", grouping=IFCA(groups=2)),), local=Local(steps=1), participation=Everyone()
+    )
+    for users in (512, 2048):
+        traces = generate(replace(PLANTED, users=users, videos=1, stored=False))
+        fed = build(traces, split(traces, PROTOCOL), toy.SHAPE)
+        sim = simulator(fed, MLP(hidden=(256,)).build(toy.SHAPE), method, Engine(devices=1))
+        args = rounds.init(sim, jnp.int32(0)), fed.arrays, rounds.hyper(method, 2), jnp.int32(2)
+        memory = jax.jit(rounds.make_chunk(sim, 2)).lower(*args).compile().memory_analysis()
+        taken.append(memory.temp_size_in_bytes + memory.output_size_in_bytes)
+    model = sum(4 * row[0].size for row in args[0].levels[0].rows.values())
+    assert model > 10_000
+    assert (taken[1] - taken[0]) / (2048 - 512) < model / 20

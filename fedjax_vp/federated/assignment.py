@@ -28,6 +28,8 @@ from fedjax_vp.federated.local import Client, Task, bag_traces, slots
 from fedjax_vp.federated.simulator import Simulator
 from fedjax_vp.models.base import Inputs
 
+_TOGETHER = 512  # windows judged in one product, where clients choose among the same models
+
 
 class Chosen(NamedTuple):
     """Windows that candidates are judged by."""
@@ -111,21 +113,35 @@ def _judge(
     sim: Simulator, index: int, states: tuple[LevelState, ...], arrays: Arrays, clients: Client
 ) -> tuple[Float[Array, "client slot group"], Float[Array, "client slot"]]:
     """What the participants think of the candidate rows, on all devices; weight 0 for who does not report."""
+    block_size = judged_together(sim, index)
 
     def device_fn(clients: Client, states: tuple, arrays: Arrays) -> tuple[Array, Array]:
         def block_fn(none: tuple, block: Client) -> tuple[tuple, tuple[Array, Array]]:
             def one(client: Client) -> tuple[Array, Array]:
                 return candidates(sim.task, states, arrays, index, client)
 
-            return none, jax.lax.map(one, block, batch_size=None if sim.block == 1 else sim.block)
+            return none, jax.lax.map(one, block, batch_size=None if block_size == 1 else block_size)
 
-        return stretches.scan(block_fn, (), sim.task, arrays, clients, sim.block)[1]
+        return stretches.scan(block_fn, (), sim.task, arrays, clients, block_size)[1]
 
     own, whole = PartitionSpec("clients"), PartitionSpec()
     sharded = jax.shard_map(
         device_fn, mesh=sim.mesh, in_specs=(own, whole, whole), out_specs=own, check_vma=False
     )
     return sharded(clients._replace(state=None), states, arrays)
+
+
+def judged_together(sim: Simulator, index: int) -> int:
+    """Clients whose choice at a level is made side by side.
+
+    Where a candidate is the same model for every client (the level's own row, whole, in one parent group), it
+    meets the windows of many clients in one product.
+    """
+    layout, settings = sim.layout, cast(IFCA, sim.layout.levels[index].grouping)
+    whole = all(layout.coarsest(leaf) == index for names in layout.owned for leaf in names)
+    if not whole or layout.num_groups[index] != settings.groups:
+        return sim.block
+    return max(sim.block, _TOGETHER // (settings.windows or sim.federation.max_windows))
 
 
 def candidates(
@@ -173,6 +189,7 @@ def judge(task: Task, states: tuple[LevelState, ...], index: int, chosen: Chosen
     state, learned = states[index], states[index].learned
     unit = jnp.maximum(learned.unit[chosen.session], 0)
     groups = learned.share.shape[1]
+    alone = state.mass.shape[0] == groups  # one parent group: its rows are nobody's in particular
 
     def base(leaf: str) -> Array:
         depth = index if layout.coarsest(leaf) < index else None
@@ -185,7 +202,7 @@ def judge(task: Task, states: tuple[LevelState, ...], index: int, chosen: Chosen
     loss_fn = task.local.loss.build()
 
     def one(group: Int[Array, ""]) -> Array:
-        row = learned.within[unit] * groups + group
+        row = group if alone else learned.within[unit] * groups + group
         own = {n: rows[row] for n, rows in state.rows.items()}
         model = own | {n: p + own[n] if n in own else p for n, p in theta.items()}
         loss = loss_fn(task.predictor.apply(model, inputs), target)

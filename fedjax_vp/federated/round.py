@@ -106,26 +106,17 @@ def _key(seed: Int[Array, ""]) -> Array:
 
 def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, RoundInfo]]:
     """One round as a pure function of state, device arrays and traced numbers."""
-    params = jax.eval_shape(sim.task.predictor.init, jax.random.key(0))
-    train = _sharded(sim, params)
+    train, pool = trainer(sim), pooler(sim)
 
     @products("float32")
     def round_fn(state: State, arrays: Arrays, numbers: Hyper) -> tuple[State, RoundInfo]:
-        key = jax.random.fold_in(jax.random.fold_in(_key(state.seed), 1), state.round)
-        key_cohort, key_local = jax.random.split(key)
-        cohort = participation.draw(key_cohort, sim.method.participation, sim.federation.num_clients)
-        cohort = _deal(sim, cohort, arrays)
-        private = jax.tree.map(lambda x: x[cohort.client], state.clients)
-        keys = jax.vmap(lambda c: jax.random.fold_in(key_local, c))(cohort.client)  # over the cohort
-        clients = Client(cohort.client, cohort.reports, keys, private)
+        cohort, clients = invite(sim, state, arrays)
         clock = (state.round, numbers.num_rounds)
         lr = numbers.local_lr * server.factor(sim.method.local.schedule, *clock)
         dealt, moved = assignment.assign(sim, state.levels, arrays, clients, state.round, _key(state.seed))
         totals, private, loss, finite, seen = train(clients, dealt, arrays, lr)
         reported = cohort.reports & finite
-        rows = pooling.pool(
-            sim.layout, dealt, totals, _population(sim, arrays, params), numbers.pooling, clock
-        )
+        rows = pool(dealt, totals, arrays, numbers.pooling, clock)
         rows = learned_of.observe_updates(sim.layout, dealt, rows, seen)
         rows = _absorb(sim.layout, rows, state.round)
         # Padded places and drop-outs write nowhere.
@@ -135,6 +126,17 @@ def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, 
         return new, _info(new, arrays, cohort, reported, loss)._replace(moved=moved)
 
     return round_fn
+
+
+def invite(sim: Simulator, state: State, arrays: Arrays) -> tuple[participation.Cohort, Client]:
+    """Draws a round's cohort and deals it to the devices, each client with its key and private state."""
+    key = jax.random.fold_in(jax.random.fold_in(_key(state.seed), 1), state.round)
+    key_cohort, key_local = jax.random.split(key)
+    cohort = participation.draw(key_cohort, sim.method.participation, sim.federation.num_clients)
+    cohort = _deal(sim, cohort, arrays)
+    private = jax.tree.map(lambda x: x[cohort.client], state.clients)
+    keys = jax.vmap(lambda c: jax.random.fold_in(key_local, c))(cohort.client)  # over the cohort
+    return cohort, Client(cohort.client, cohort.reports, keys, private)
 
 
 def _info(
@@ -172,11 +174,15 @@ def _deal(sim: Simulator, cohort: participation.Cohort, arrays: Arrays) -> parti
     return participation.Cohort(*(x[place] for x in cohort))
 
 
-def _sharded(
-    sim: Simulator, params: sums.Shapes
-) -> Callable[..., tuple[Totals, Any, Array, Array, learned_of.Seen]]:
-    """Trains a dealt cohort on all devices; sums come back whole, the clients' own outputs sharded."""
+def trainer(sim: Simulator) -> Callable[..., tuple[Totals, Any, Array, Array, learned_of.Seen]]:
+    """Trains a dealt cohort on all devices; sums come back whole, the clients' own outputs sharded.
+
+    Returns:
+        A function of (clients, levels, arrays, learning rate). Clients that do not report take no step, but
+        are added up like the others.
+    """
     task, layout = sim.task, sim.layout
+    params = _shapes(sim)
 
     def device_fn(
         clients: Client, states: tuple[LevelState, ...], arrays: Arrays, lr: Array
@@ -234,6 +240,27 @@ def _units(task: Task, result: ClientResult, session: Int[Array, "client slot"])
         scale = weight.reshape(count, *(1,) * (flat.ndim - 1))
         units[leaf] = Unit(flat, halves, scale * covered, own.reshape(count))
     return units
+
+
+def pooler(sim: Simulator) -> Callable[..., tuple[LevelState, ...]]:
+    """Divides a round's sums among the levels: a function of (levels, sums, arrays, numbers, clock)."""
+    params = _shapes(sim)
+
+    def pool(
+        states: tuple[LevelState, ...],
+        totals: Totals,
+        arrays: Arrays,
+        numbers: pooling.Hyper,
+        clock: tuple[Array, Array],
+    ) -> tuple[LevelState, ...]:
+        population = _population(sim, arrays, params)
+        return pooling.pool(sim.layout, states, totals, population, numbers, clock)
+
+    return pool
+
+
+def _shapes(sim: Simulator) -> sums.Shapes:
+    return jax.eval_shape(sim.task.predictor.init, jax.random.key(0))
 
 
 def _population(sim: Simulator, arrays: Arrays, params: sums.Shapes) -> Params:

@@ -13,6 +13,7 @@ from fedjax_vp.federated.grouping.settings import ByUpdates, FedGroup, Hierarchi
 from fedjax_vp.federated.grouping.similarity import cosine, silhouette, within_between
 
 MOST_PAIRS = 2048  # units whose similarity is looked at
+MOST_FITTED = 8192  # units that groups are found among; more join the nearest of the groups found
 
 
 class Evidence(NamedTuple):
@@ -42,6 +43,10 @@ def find(settings: ByUpdates, evidence: Evidence, seed: int) -> np.ndarray:
     update, count = evidence.update, settings.groups
     if len(update) < 2 or count < 2:
         return evidence.group
+    if len(update) > MOST_FITTED:
+        picked = np.linspace(0, len(update) - 1, MOST_FITTED).astype(int)
+        found = find(settings, Evidence(*(part[picked] for part in evidence)), seed)
+        return _nearest(settings, update, update[picked], found)
     if isinstance(settings, KMeans):
         centered = update - np.average(update, axis=0, weights=evidence.weight)
         labels = kmeans.fit(centered, count, seed, evidence.weight, settings.metric == "cosine").labels
@@ -70,6 +75,30 @@ def describe(update: np.ndarray, group: np.ndarray) -> Similarity:
     similarity, some = cosine(update[picked]), group[picked]
     pair = within_between(similarity, some)
     return Similarity(pair.within, pair.between, silhouette(similarity, some))
+
+
+def _nearest(settings: ByUpdates, update: np.ndarray, fitted: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """The group of each unit whose mean is nearest, by angle or as updates are: cost linear in the units.
+
+    Args:
+        settings: of the clustering that has grouped the fitted units.
+        update: of all units.
+        fitted: of those it has grouped.
+        found: their groups.
+    """
+    middle = fitted.mean(axis=0) if isinstance(settings, KMeans) else np.zeros(fitted.shape[1], np.float32)
+    by_angle = getattr(settings, "metric", "cosine") == "cosine"
+    rows = fitted - middle
+    if by_angle:
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    names = np.unique(found)
+    means = np.stack([rows[found == name].mean(axis=0) for name in names]).astype(update.dtype)
+    if by_angle:
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+        offset = means @ middle
+    else:
+        offset = means @ middle + (means**2).sum(axis=1) / 2
+    return names[np.argmax(update @ means.T - offset, axis=1)]
 
 
 def _renamed(labels: np.ndarray, before: np.ndarray, count: int) -> np.ndarray:

@@ -61,9 +61,10 @@ def fit(
 
 def _start(rows: np.ndarray, weight: np.ndarray, num_groups: int, rng: np.random.Generator) -> np.ndarray:
     """k-means++: each next center is a row drawn by its squared distance to the nearest so far."""
+    square = _squares(rows)
     centers = rows[rng.choice(len(rows), 1, p=weight / weight.sum())]
     while len(centers) < num_groups:
-        chance = weight * _square_distances(rows, centers).min(axis=1)
+        chance = weight * _square_distances(rows, square, centers).min(axis=1)
         if chance.sum() <= 0:
             break  # every row is a center
         centers = np.concatenate([centers, rows[rng.choice(len(rows), 1, p=chance / chance.sum())]])
@@ -74,11 +75,11 @@ def _lloyd(
     rows: np.ndarray, weight: np.ndarray, centers: np.ndarray, spherical: bool, iterations: int = 100
 ) -> tuple[np.ndarray, float]:
     """Labels and inertia once they stand still; an empty group restarts from the worst-served row."""
-    labels = np.full(len(rows), -1)
+    labels, square = np.full(len(rows), -1), _squares(rows)
     for _ in range(iterations):
-        square = _square_distances(rows, centers)
-        new = square.argmin(axis=1)
-        own = weight * square[np.arange(len(rows)), new]
+        apart = _square_distances(rows, square, centers)
+        new = apart.argmin(axis=1)
+        own = weight * apart[np.arange(len(rows)), new]
         for empty in np.setdiff1d(np.arange(len(centers)), new):
             worst = own.argmax()
             if own[worst] <= 0:
@@ -88,8 +89,8 @@ def _lloyd(
             break
         labels = new
         centers = _centers(rows, weight, labels, len(centers), spherical)
-    square = _square_distances(rows, centers)[np.arange(len(rows)), labels]
-    return labels, float((weight * square).sum())
+    apart = _square_distances(rows, square, centers)[np.arange(len(rows)), labels]
+    return labels, float((weight * apart).sum())
 
 
 def _centers(
@@ -107,10 +108,14 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(norm > 0, norm, 1)
 
 
-def _square_distances(rows: np.ndarray, centers: np.ndarray) -> np.ndarray:
-    square = (rows**2).sum(axis=1)[:, None] - 2 * rows @ centers.T + (centers**2).sum(axis=1)[None, :]
-    scale = np.finfo(np.float64).eps * 4 * (rows**2).sum(axis=1).max(initial=0)
-    return np.where(square > scale, square, 0.0)
+def _squares(rows: np.ndarray) -> np.ndarray:
+    return np.einsum("nd,nd->n", rows, rows)
+
+
+def _square_distances(rows: np.ndarray, square: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    apart = square[:, None] - rows @ (2 * centers.T) + _squares(centers)[None, :]
+    scale = np.finfo(np.float64).eps * 4 * square.max(initial=0)
+    return np.where(apart > scale, apart, 0.0)
 
 
 def assign(

@@ -20,6 +20,8 @@ from jaxtyping import Array, Float, Int
 
 from fedjax_vp.federated.grouping.labels import same_group
 
+_BLOCKS = 8  # of rows, on an accelerator: 9/16 of the whole product
+
 
 class Separation(NamedTuple):
     """Similarity of different members inside and across groups; NaN where there is no such pair."""
@@ -43,16 +45,25 @@ def _products(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
     """All inner products.
 
     On a CPU NumPy hands a product with one's own transpose to BLAS's syrk, which computes blocks of one
-    triangle only; an accelerator does the whole product sooner than the host does half of it.
+    triangle only; an accelerator does blocks of rows from the diagonal on, and the host mirrors them.
     """
     if jax.default_backend() == "cpu":
         return x @ x.T
-    return np.array(_device_products(x))
+    return _device_products(x)
+
+
+def _device_products(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
+    out = np.zeros((len(x), len(x)), np.float32)
+    step = -(-len(x) // _BLOCKS) or 1
+    rows = jnp.asarray(x)
+    for begin in range(0, len(x), step):
+        out[begin : begin + step, begin:] = _block(rows[begin : begin + step], rows[begin:])
+    return np.triu(out) + np.triu(out, 1).T
 
 
 @jax.jit
-def _device_products(x: Float[Array, "n d"]) -> Float[Array, "n n"]:
-    return jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
+def _block(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def cosine_to(

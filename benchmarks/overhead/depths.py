@@ -1,0 +1,25 @@
+"""What the server and a headset keep at each depth of the shipped five layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fedjax_vp as fvp
+from fedjax_vp import experiment
+from fedjax_vp.cost import by_depth as costs
+from fedjax_vp.federated.simulator import simulator
+
+CONFIG = "planted_five_layers"
+
+
+def by_depth(out: Path) -> dict[str, list[Any]]:
+    """Bytes and time by depth; kept as `depths.json`."""
+    config = fvp.load_config(CONFIG)
+    traces, split = experiment.load_traces(config)
+    problem = experiment.problem(config, traces, split, experiment.horizons(config, traces.rate_hz))
+    sim = simulator(problem.federation, problem.predictor, problem.method, problem.engine)
+    found = costs(sim)._asdict()
+    (out / "depths.json").write_text(json.dumps({"config": CONFIG, **found}, indent=1) + "\n")
+    return found

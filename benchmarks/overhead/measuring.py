@@ -1,0 +1,193 @@
+"""Seconds and bytes of a round's parts: who takes part, choice of groups, training, sums, grouping.
+
+The parts are the engine's own (`fedjax_vp.federated.round`), compiled and timed one by one. What training
+adds to a pass in which nobody takes a step is training; the rest of that pass (generating sessions, composing
+models, adding up) and pooling are aggregation. Clustering is choosing by loss inside the round, sketching,
+keeping what was sketched, and grouping anew on the host, counted as if it came in every round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from workloads import BATCH, MODELS, RATE, SHAPE
+
+from fedjax_vp.data import splits, synthetic
+from fedjax_vp.federated import assignment, federation, regrouping
+from fedjax_vp.federated import learned as learned_of
+from fedjax_vp.federated import round as rounds_of
+from fedjax_vp.federated.federation import Federation
+from fedjax_vp.federated.grouping import similarity
+from fedjax_vp.federated.grouping.linkage import agglomerate
+from fedjax_vp.federated.grouping.settings import IFCA, ByUpdates
+from fedjax_vp.federated.grouping.sketch import sketch
+from fedjax_vp.federated.precision import products
+from fedjax_vp.federated.settings import Engine, Everyone, Local, Method
+from fedjax_vp.federated.simulator import Simulator, simulator
+from fedjax_vp.models import Chord
+from overhead.cells import READ_TRACES, VIDEOS, Cell, levels
+from overhead.resident import forget_peak, peak_bytes
+
+ENOUGH_S, MOST_REPEATS = 1.0, 4  # of what is timed; the best counts
+
+
+def measure(cell: Cell, steps: int, block: int) -> dict[str, Any]:
+    """Times the parts of a round of a cell.
+
+    Args:
+        cell: what is measured.
+        steps: local steps of 32 windows.
+        block: clients trained side by side, 0 for the backend's own choice.
+
+    Returns:
+        Seconds of each part and of training, clustering and aggregation; bytes of the largest compiled part
+        and, on a CPU, resident at the peak.
+    """
+    forget_peak()
+    data = _federation(cell.clients, cell.method not in READ_TRACES, max(cell.groups, 2))
+    method = Method(
+        levels=levels(cell),
+        local=Local(loss=Chord(), lr=RATE, batch=BATCH, steps=steps),
+        participation=Everyone(),
+    )
+    begun = time.perf_counter()
+    sim = simulator(data, MODELS["vp-mlp"].build(SHAPE), method, Engine(client_block=block))
+    found_s = time.perf_counter() - begun if cell.method in READ_TRACES else 0.0
+    parts = _Parts(sim)
+    state = rounds_of.init(sim, jnp.int32(0))
+    found = parts.round(state)
+    if cell.method == "exact":
+        found |= _exact(sim, cell)
+    clustering = ("choose_s", "sketch_s", "observe_s", "regroup_s", "similarity_s")
+    return {
+        **found,
+        "before_training_s": found_s,
+        "clustering_s": sum(found.get(name, 0.0) for name in clustering),
+        "aggregation_s": found["pass_s"] - found["sketch_s"] + found["pool_s"] + found["invite_s"],
+        "training_s": found["train_s"],
+        "sessions": data.num_sessions,
+        "compile_s": parts.compile_s,
+        "round_bytes": max(*parts.bytes, found.get("similarity_bytes", 0)),
+        "peak_rss_bytes": peak_bytes(),
+    }
+
+
+@lru_cache(maxsize=2)
+def _federation(clients: int, generated: bool, groups: int) -> Federation:
+    users = max(clients // VIDEOS, 1)
+    settings = synthetic.Planted(
+        users=users, videos=VIDEOS, user_categories=groups, stored=not generated, duration_s=20.0
+    )
+    traces = synthetic.generate(settings)
+    return federation.build(traces, splits.split(traces, splits.WithinSession()), SHAPE)
+
+
+class _Parts:
+    """The compiled parts of a round."""
+
+    def __init__(self, sim: Simulator) -> None:
+        self.sim, self.compile_s, self.bytes = sim, 0.0, list[int]()
+
+    def compiled(self, part: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+        """A part made ready for these arguments."""
+        begun = time.perf_counter()
+        made = jax.jit(products("float32")(part)).lower(*args).compile()
+        self.compile_s += time.perf_counter() - begun
+        sizes = made.memory_analysis()
+        if sizes is not None:
+            self.bytes.append(
+                sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+            )
+        return made
+
+    def round(self, state: rounds_of.State) -> dict[str, float]:
+        """Seconds of the parts, in the order of a round."""
+        sim, arrays = self.sim, self.sim.federation.arrays
+        numbers = rounds_of.hyper(sim.method, 1)
+        found = dict.fromkeys(("choose_s", "sketch_s", "observe_s", "regroup_s"), 0.0)
+        invite = self.compiled(lambda s, a: rounds_of.invite(sim, s, a)[1], state, arrays)
+        found["invite_s"], clients = best(invite, state, arrays)
+        dealt = state.levels
+        if any(isinstance(level.grouping, IFCA) for level in sim.layout.levels):
+            args = dealt, arrays, clients, state.round, jax.random.key(0)
+            choose = self.compiled(lambda *a: assignment.assign(sim, *a)[0], *args)
+            found["choose_s"], dealt = best(choose, *args)
+        args = clients, dealt, arrays, numbers.local_lr
+        train = self.compiled(rounds_of.trainer(sim), *args)
+        idle = clients._replace(reports=jnp.zeros_like(clients.reports))
+        found["pass_s"] = best(train, idle, *args[1:])[0]
+        whole_s, (totals, _, _, _, seen) = best(train, *args)
+        found["train_s"] = max(whole_s - found["pass_s"], 0.0)
+        args = dealt, totals, arrays, numbers.pooling, (state.round, numbers.num_rounds)
+        pool = self.compiled(rounds_of.pooler(sim), *args)
+        found["pool_s"], rows = best(pool, *args)
+        if any(isinstance(level.grouping, ByUpdates) for level in sim.layout.levels):
+            args = dealt, rows, seen
+            observe = self.compiled(lambda *a: learned_of.observe_updates(sim.layout, *a), *args)
+            found["observe_s"], rows = best(observe, *args)
+            after = state._replace(levels=rows, round=state.round + 1)
+            for _ in range(2):  # the first compiles
+                begun = time.perf_counter()
+                jax.block_until_ready(regrouping.regroup(sim.method, after, 1)[0])
+                found["regroup_s"] = time.perf_counter() - begun
+            found["sketch_s"] = min(self._sketch_s(), found["pass_s"])
+        return found
+
+    def _sketch_s(self) -> float:
+        """Sketches of updates of the cohort's size, made beside each other as the round makes them."""
+        sim, devices = self.sim, self.sim.mesh.size
+        params = sim.task.predictor.init(jax.random.key(0))
+        mine = [
+            ({n: params[n] for n in names}, level.grouping.sketch)
+            for level, names in zip(sim.layout.levels, sim.layout.owned, strict=True)
+            if isinstance(level.grouping, ByUpdates)
+        ]
+
+        def block(scale: jax.Array) -> list[jax.Array]:
+            def one(scale: jax.Array) -> list[jax.Array]:
+                updates = [({n: x[None] * scale for n, x in leaves.items()}, size) for leaves, size in mine]
+                leaves = jax.lax.optimization_barrier([leaves for leaves, _ in updates])
+                key = learned_of.sketch_key()
+                return [sketch(x, key, size) for x, (_, size) in zip(leaves, mine, strict=True)]
+
+            return jax.lax.map(one, scale, batch_size=None if sim.block == 1 else sim.block)
+
+        own = jax.sharding.PartitionSpec("clients")
+        count = -(-sim.federation.num_clients // devices) * devices
+        scale = jnp.linspace(0.5, 1.5, count)
+        sharded = jax.shard_map(block, mesh=sim.mesh, in_specs=own, out_specs=own, check_vma=False)
+        return best(self.compiled(sharded, scale), scale)[0]
+
+
+def _exact(sim: Simulator, cell: Cell) -> dict[str, float]:
+    """Cosines of all pairs of whole updates, and their agglomeration; the updates are random numbers."""
+    size = sum(int(x.size) for x in jax.tree.leaves(sim.task.predictor.init(jax.random.key(0))))
+    updates = np.random.default_rng(0).random((cell.clients, size), np.float32) - np.float32(0.5)
+    if jax.default_backend() != "cpu":
+        similarity.cosine(updates)  # compiles
+    begun = time.perf_counter()
+    cosines = similarity.cosine(updates)
+    cosine_s = time.perf_counter() - begun
+    agglomerate(1 - cosines, "average", num_groups=cell.groups)
+    spent = time.perf_counter() - begun
+    return {
+        "similarity_s": spent,
+        "cosine_s": cosine_s,
+        "similarity_bytes": updates.nbytes + 3 * 8 * cell.clients**2,
+    }
+
+
+def best(work: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """Best seconds of a few calls (of one, where it takes long), and the result."""
+    spent: list[float] = []
+    while len(spent) < MOST_REPEATS and sum(spent) < ENOUGH_S:
+        begun = time.perf_counter()
+        result = jax.block_until_ready(work(*args))
+        spent.append(time.perf_counter() - begun)
+    return min(spent), result
