@@ -18,14 +18,19 @@ sys.path.insert(0, str(PEERS))
 run, runners, table = (importlib.import_module(name) for name in ("run", "runners", "table"))
 
 STAND_IN = """
-import sys, time, protocol
+import types, protocol
+clock = [0.0]
+protocol.time = types.SimpleNamespace(perf_counter=lambda: clock[0])
 mode = protocol.request().mode
 def one_round(count):
     rounds.append(count)
-    time.sleep({seconds})
+    clock[0] += {seconds}
     {fault}
-rounds = []
-protocol.serve(rounds.clear, one_round, lambda: {loss})
+def reset(nudge=0.0):
+    rounds.clear()
+    start[0] = nudge
+rounds, start = [], [0.0]
+protocol.serve(reset, one_round, lambda: {loss})
 """
 
 PYTHON_WITHOUT_PACKAGES = """#!/bin/sh
@@ -46,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def stand_in(path: Path, seconds: str = "0", fault: str = "", loss: str = "len(rounds)") -> None:
+def stand_in(path: Path, seconds: str = "0.01", fault: str = "", loss: str = "len(rounds)") -> None:
     """A script whose loss is the number of rounds since the last reset."""
     path.write_text(STAND_IN.format(seconds=seconds, fault=fault, loss=loss))
 
@@ -107,7 +112,8 @@ def test_a_cell_holds_ratios_verdicts_and_reasons_and_is_measured_once(folder, m
     assert len(rows["pfl"]["seconds"]) == 5
     assert rows["pfl"]["same_work"]
     assert not rows["flower"]["same_work"]
-    assert rows["pfl"]["times_ours"] > 2 > rows["flower"]["times_ours"]
+    assert rows["pfl"]["times_ours"] == pytest.approx(5)
+    assert rows["ours"]["client_steps_per_second"] == pytest.approx(8 * 16 / 0.01)
     assert "MemoryError" in cell["skipped"]["torch_loop"]
     assert "ANOTHER LOSS" in shown.getvalue()
     assert "plain PyTorch loop: skipped: MemoryError" in shown.getvalue()
@@ -120,15 +126,20 @@ def test_a_cell_holds_ratios_verdicts_and_reasons_and_is_measured_once(folder, m
         run.run(results, options(out, clients=[32]), Console(file=shown))
 
 
-def test_the_gru_starts_anew_in_every_pass(folder) -> None:
+def test_the_gru_starts_anew_in_every_pass_and_agrees_as_far_as_rounding_lets_it(folder, monkeypatch) -> None:
+    monkeypatch.setattr(runners, "environment", lambda name: Path(sys.executable))
     (folder / "work.py").write_text("")
-    stand_in(folder / "ours.py")
+    stand_in(folder / "ours.py", loss="len(rounds) + 1e3 * start[0]")  # moves by 6e-4 under nudges
+    stand_in(folder / "pfl_peer.py", loss="len(rounds) + 1e-3")
+    stand_in(folder / "flower_peer.py", loss="len(rounds) + 1.4e-3")
     results = {"machine": {}, "cells": []}
-    arguments = options(folder / "peers.json", workload=["vp-gru"], peers=[])
+    arguments = options(folder / "peers.json", workload=["vp-gru"], peers=["pfl", "flower"])
     run.run(results, arguments, Console(file=io.StringIO()))
-    (row,) = results["cells"][0]["runners"].values()
-    assert row["losses"] == {"1": 1.0}
-    assert len(row["seconds"]) == 2
+    rows = results["cells"][0]["runners"]
+    assert rows["ours"]["losses"] == {"1": 1.0}
+    assert len(rows["ours"]["seconds"]) == 2
+    assert rows["pfl"]["same_work"]
+    assert not rows["flower"]["same_work"]
 
 
 def test_the_figure_is_drawn_where_peers_miss_sizes(tmp_path: Path) -> None:

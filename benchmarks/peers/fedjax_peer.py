@@ -11,8 +11,8 @@ import os
 import protocol
 
 ASKED = protocol.request()
-if ASKED.mode == "pmap":
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={protocol.CORES}"
+DEVICES = protocol.CORES if ASKED.mode == "pmap" else 1
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 
 # JAX reads the flags when it starts.
 import fedjax  # noqa: E402

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 from collections.abc import Iterable
 
 os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # read on import
@@ -78,6 +79,12 @@ if __name__ == "__main__":
     clients = len(flower_client.work(ASKED)[0])
     if ASKED.mode == "ray":
         resources = {"num_cpus": 1, "num_gpus": 0.0}
-        run_simulation(server_app, flower_client.app, clients, backend_config={"client_resources": resources})
+        try:
+            run_simulation(
+                server_app, flower_client.app, clients, backend_config={"client_resources": resources}
+            )
+        except RuntimeError:
+            traceback.print_exc()
+            os._exit(1)  # the thread that serves would go on waiting for requests
     else:
         main(InProcess(clients), None)

@@ -37,8 +37,12 @@ def main() -> None:
         del count  # another number of clients would be another compilation
         state[0] = jax.block_until_ready(step(state[0], arrays, workload.hyper)[0])
 
-    def reset() -> None:
-        state[0] = jax.block_until_ready(workloads.initial(workload))
+    def reset(nudge: float = 0.0) -> None:
+        first = workloads.initial(workload)
+        weights = jax.tree.map(
+            lambda x: x * (1 + nudge) if jnp.issubdtype(x.dtype, jnp.floating) else x, first.levels
+        )
+        state[0] = jax.block_until_ready(first._replace(levels=weights))
 
     def loss() -> float:
         files = (asked.folder / f"{name}.npy" for name in ("past", "future"))

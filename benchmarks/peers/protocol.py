@@ -73,14 +73,15 @@ def team(size: int) -> tuple[int, list[subprocess.Popen]]:
 
 
 def serve(
-    reset: Callable[[], None],
+    reset: Callable[..., None],
     run_round: Callable[[int | None], None],
     loss: Callable[[], float],
     others: list[subprocess.Popen] | tuple[()] = (),
 ) -> None:
     """Answers each line of standard input with one line of JSON, and passes it to the rest of the team.
 
-    The words are `reset`, `round`, `trial` (a round of the first few clients) and `loss`.
+    The words are `reset`, `round`, `trial` (a round of the first few clients) and `loss`; ours knows
+    `reset 1e-7` too, which starts from weights that are off by this factor.
     """
     print(json.dumps({"versions": versions()}), file=_answers, flush=True)
     for line in sys.stdin:
@@ -88,8 +89,8 @@ def serve(
             print(line, end="", file=other.stdin, flush=True)
         begun = time.perf_counter()
         answer: dict[str, Any] = {}
-        if line.strip() == "reset":
-            reset()
+        if line.startswith("reset"):
+            reset(*map(float, line.split()[1:]))
         elif line.strip() == "loss":
             answer["loss"] = float(loss())
         else:
