@@ -7,7 +7,7 @@ is written when it is complete; the same command again goes on with those that a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +59,8 @@ def adjusted(config: Config) -> Config:
     if not isinstance(protocol, UnseenBoth):
         shared = {one.name: getattr(protocol, one.name) for one in fields(Windows)}
         protocol = UnseenBoth(**shared)
-    return config.model_copy(update={"protocol": protocol, "compare": ()})
+    evaluate = replace(config.evaluate, phase="test")
+    return config.model_copy(update={"protocol": protocol, "compare": (), "evaluate": evaluate})
 
 
 def protocol_of(config: Config) -> UnseenBoth:

@@ -73,8 +73,8 @@ class NewVideos:
         depth = arrival.num_shared(base_sim)
         problem = base._replace(federation=federation)
         length = max(*settings.rounds, settings.viewer_rounds)
-        self.whole = _stage(problem, arrival.continued(base.method, depth), length)
-        self.single = _stage(problem, arrival.per_video(base.method), length)
+        self.whole = _stage(problem, arrival.continued(base.method, depth, settings.rate), length)
+        self.single = _stage(problem, arrival.per_video(base.method, settings.rate), length)
         names = [level.name for level in base.method.levels]
         self.starts = [SCRATCH, *names[:depth], *([algorithm] if depth < len(names) else [])]
         self._depth, self._method = depth, algorithm

@@ -15,6 +15,7 @@ and its viewers can say at the start of their first round which row predicts the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated import levels
+from fedjax_vp.federated.checks import require
 from fedjax_vp.federated.grouping.settings import IFCA, ByUpdates, FromData
 from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.round import State
@@ -42,24 +44,26 @@ class ColdStart:
         viewers: Numbers of viewers that a new video has had, from 0 up.
         viewer_rounds: Rounds that so few viewers train.
         seconds: Seconds of a new user's session that are known, from 0 up.
+        rate: Of what new videos train, as a factor on `local.lr`.
     """
 
     rounds: tuple[int, ...] = (0, 1, 2, 5, 10, 20)
     viewers: tuple[int, ...] = (0, 1, 2, 5, 10, 20)
     viewer_rounds: int = 20
     seconds: tuple[float, ...] = (0.0, 2.0, 5.0, 10.0)
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("rounds", "viewers", "seconds"):
             budgets = getattr(self, name)
-            if not budgets or list(budgets) != sorted(set(budgets)) or budgets[0] < 0:
-                raise ValueError(f"coldstart.{name} is {list(budgets)}: give rising numbers from 0 up")
-        if self.viewer_rounds < 1:
-            raise ValueError(f"coldstart.viewer_rounds is {self.viewer_rounds}: give at least 1")
+            rising = bool(budgets) and list(budgets) == sorted(set(budgets)) and budgets[0] >= 0
+            require(rising, f"coldstart.{name} is {list(budgets)}: give rising numbers from 0 up")
+        require(self.viewer_rounds >= 1, f"coldstart.viewer_rounds is {self.viewer_rounds}: give at least 1")
+        require(0 < self.rate < math.inf, f"coldstart.rate is {self.rate}: give a factor above 0")
 
 
-def continued(method: Method, shared: int) -> Method:
-    """The method on new videos: its first `shared` levels stand still, rates stay what they are at first.
+def continued(method: Method, shared: int, rate: float = 1.0) -> Method:
+    """The method on new videos: its first `shared` levels stand still, and rates are constant.
 
     Raises:
         UserError: A level's groups were found in the data before training: newcomers have none.
@@ -79,13 +83,14 @@ def continued(method: Method, shared: int) -> Method:
         )
         for index, level in enumerate(method.levels)
     ]
-    local = replace(method.local, schedule=_constant(method.local.schedule), keep_state=False)
+    steady = _constant(method.local.schedule)
+    local = replace(method.local, lr=rate * method.local.lr, schedule=steady, keep_state=False)
     return replace(method, levels=tuple(stack), local=local, participation=Everyone(), adapt=Adapt())
 
 
-def per_video(method: Method) -> Method:
+def per_video(method: Method, rate: float = 1.0) -> Method:
     """One model for each video, trained as `continued` trains."""
-    plain = continued(replace(method, levels=(Level("video", by="video"),)), 0)
+    plain = continued(replace(method, levels=(Level("video", by="video"),)), 0, rate)
     return replace(plain, mixing=Mixing(), local=replace(plain.local, prefix_share=0.0))
 
 
