@@ -34,9 +34,9 @@ _THIN = {"local.batch": 16}  # 4 steps of 16: at most 64 windows a session and r
 _SELDOM = {"evaluate.every": 100, "engine.chunk": 100}  # looks on the way and checkpoints
 _CONFIGS = {"three_layers": "global_video_user", "no_user_category": "five_layers"}
 _CONFIGS |= {"no_video_category": "five_layers", "oracle": "global_video"}
-_CLOCK_S = {"jin": 130, "wu": 160, "david": 60, "avtrack": 75}  # one seed of FedAvg on two cores
-_TIMES = {"centralized": 1.2, "per_video": 1.3, "global_video": 2.0, "three_layers": 3.0, "five_layers": 6.0}
-_TIMES |= {"ifca": 2.5, "cfl": 1.2, "local_only": 1.2, "oracle": 3.0}
+_CLOCK_S = {"jin": 60, "wu": 75, "david": 45, "avtrack": 60}  # one seed of FedAvg on two cores
+_TIMES = {"centralized": 1.2, "per_video": 1.3, "global_video": 2.0, "three_layers": 3.0, "five_layers": 5.0}
+_TIMES |= {"ifca": 2.5, "cfl": 1.2, "local_only": 0.6, "oracle": 2.0}
 _ABLATION, _EVALUATED = 5.0, 0.5
 
 
