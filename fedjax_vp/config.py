@@ -21,6 +21,7 @@ from fedjax_vp.data.synthetic import Planted, Synthetic
 from fedjax_vp.data.table import Table
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated.arrival import ColdStart
+from fedjax_vp.federated.components import Components
 from fedjax_vp.federated.settings import (
     Adapt,
     Engine,
@@ -39,7 +40,9 @@ from fedjax_vp.suggest import suggestion
 DatasetSettings = Named | Table | Synthetic | Planted
 
 # What a file says of these, it says of its own method.
-_OWN: dict[str, Any] = dict.fromkeys(("levels", "client", "mixing", "adapt", "compare", "algorithm", "name"))
+_OWN: dict[str, Any] = dict.fromkeys(
+    ("levels", "client", "mixing", "components", "adapt", "compare", "algorithm", "name")
+)
 _SHARED = ("seed", "rounds", "dataset", "protocol", "engine", "evaluate", "coldstart")
 _METHOD = Method()
 
@@ -65,6 +68,7 @@ class Config(BaseModel):
     participation: Annotated[Participation, Field(discriminator="kind")] = _METHOD.participation
     pooling: Pooling = _METHOD.pooling
     mixing: Mixing = _METHOD.mixing
+    components: Components = _METHOD.components
     adapt: Adapt = _METHOD.adapt
     engine: Engine = Engine()
     evaluate: Evaluate = Evaluate()
@@ -96,6 +100,7 @@ class Config(BaseModel):
             participation=self.participation,
             pooling=self.pooling,
             mixing=self.mixing,
+            components=self.components,
             adapt=self.adapt,
         )
 

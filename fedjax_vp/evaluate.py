@@ -114,8 +114,9 @@ def adapt(sim: Simulator, model: Params, state: State, arrays: Arrays, session: 
         (inputs, target), seen = windows(picked)
 
         def objective(p: Params) -> Float[Array, ""]:
-            loss = seen * loss_fn(sim.task.predictor.apply(p, inputs), target)
-            return jnp.sum(loss) / jnp.maximum(jnp.sum(seen), 1.0)
+            samples = jnp.sum(seen, axis=1)
+            loss = sim.task.predictor.loss(p, inputs, target, loss_fn, seen)
+            return jnp.sum(samples * loss) / jnp.maximum(jnp.sum(samples), 1.0)
 
         gradient = jax.grad(objective)(params)
         return {n: p - settings.lr * gradient[n] if n in free else p for n, p in params.items()}

@@ -16,6 +16,7 @@ from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.errors import UserError
 from fedjax_vp.evaluate import Evaluation
 from fedjax_vp.federated import federation
+from fedjax_vp.federated.components import mixture
 from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.models import BASELINES, MODELS, WindowShape
 from fedjax_vp.problem import Outcome, Problem
@@ -273,7 +274,7 @@ def problem(config: Config, traces: TraceSet, split: splits.Split, evaluate: Eva
         federation=federation.sampled(
             federation.build(traces, split, shape, config.client), evaluate.sessions
         ),
-        predictor=config.model.build(shape),
+        predictor=mixture(config.components, config.model.build(shape)),
         method=config.method,
         engine=config.engine,
         evaluate=evaluate,

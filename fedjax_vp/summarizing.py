@@ -98,6 +98,7 @@ def summary(config: Config, traces: TraceSet, outcome: Outcome, scores: Scores) 
         },
         "hurt_share": hurt["share"] if hurt else None,
         "hurt": hurt,
+        "train_loss": outcome.history[-1]["loss"] if outcome.history else None,
         "ari": {},
         "nmi": {},
         **outcome.counters,

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fedjax_vp.algorithms import RECIPES
 from fedjax_vp.config import load_config
 from fedjax_vp.federated import round as rounds
+from fedjax_vp.federated.components import mixture
 from fedjax_vp.federated.round import RoundInfo, State
 from fedjax_vp.federated.settings import Method
 from fedjax_vp.federated.simulator import ACCELERATOR_BLOCK, Simulator, simulator
@@ -38,7 +39,14 @@ def method_of(name: str) -> tuple[Method, bool]:
     return method, config.model.features.crowd
 
 
-SAME_ROUND = {"fedgroup": "update_kmeans", "fl_hc": "update_kmeans", "finetune": "fedavg"}
+SAME_ROUND = {
+    "fedgroup": "update_kmeans",
+    "fl_hc": "update_kmeans",
+    "feddrift": "ifca",
+    "finetune": "fedavg",
+    "pacfl": "oracle",
+    "oracle_paths": "global_video_user",
+}
 
 
 class Built(NamedTuple):
@@ -57,7 +65,11 @@ class Built(NamedTuple):
 
 def build(name: str) -> Built:
     method, table = method_of(name)
-    sim = probe.sim(method, probe.ONE, table, users=2, videos=2, time=24)
+    walks = toy.traces(users=2, videos=2, time=24)
+    planted = {"user_category": walks.user % 2, "video_category": walks.video % 2}
+    federation = probe.relabel(walks, method.client, **planted)
+    predictor = mixture(method.components, probe.predictor(table))
+    sim = simulator(federation, predictor, method, probe.ONE)
     round_fn, traces = rounds.make_round(sim), []
 
     @jax.jit

@@ -12,14 +12,21 @@ import numpy as np
 import probe
 import pytest
 from grouped import GROUP, SESSIONS, case, groups, one_level, row
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedjax_vp.checkpoint import Checkpoints
-from fedjax_vp.federated import census, regrouping
+from fedjax_vp.federated import assignment, census, regrouping
+from fedjax_vp.federated import learned as learned_of
+from fedjax_vp.federated import round as rounds
 from fedjax_vp.federated.grouping import split_tree
+from fedjax_vp.federated.grouping.fedgroup import inter_group
 from fedjax_vp.federated.grouping.scores import score
-from fedjax_vp.federated.grouping.settings import CFL, ByUpdates, FedGroup, Hierarchical, KMeans
+from fedjax_vp.federated.grouping.settings import CFL, IFCA, ByUpdates, FedGroup, Hierarchical, KMeans
+from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Everyone, Level, Method
+from fedjax_vp.federated.simulator import simulator
 
 SPLITS = CFL(groups=4, warmup=2, every=2, sketch=0, relative=False, eps1=0.05, eps2=0.5)
 CLUSTERS = KMeans(groups=2, warmup=2, sketch=16, every=2)
@@ -31,13 +38,15 @@ def test_levels_take_their_turns() -> None:
         Level("global"),
         Level("a", grouping=KMeans(warmup=3)),
         Level("b", grouping=CFL(warmup=2, every=4)),
+        Level("c", grouping=IFCA(warmup=1, hold=2, every=5)),
+        Level("d", grouping=IFCA(warmup=1)),
     )
     method = Method(levels=levels, participation=Everyone())
     turns, done = [], 0
     while done < 12 and (turn := regrouping.due(method, done)):
         turns.append(turn)
         done = turn
-    assert turns == [2, 3, 6, 10, 14]
+    assert turns == [2, 3, 6, 8, 10, 13]
     assert regrouping.due(Method(levels=levels[:2]), 3) is None
 
 
@@ -190,3 +199,148 @@ def test_probe_is_what_it_says() -> None:
         steps, np.broadcast_to(grouped.VELOCITY[GROUP[0]] * np.arange(1, 4)[:, None], steps.shape), atol=1e-6
     )
     assert probe.predictor()
+
+
+DRIFT = IFCA(groups=4, windows=0, hold=2, every=2, merge=0.5)
+
+
+def test_models_that_serve_each_others_units_merge_until_the_groups_are_left() -> None:
+    """FedDrift: four models held apart on random units become two, one a planted group."""
+    one = case(one_level(DRIFT, steps=3), noise=0.06)
+    state, facts = one.run(one.start(), 9)
+    assert [fact["round"] for fact in facts] == [4, 6, 8]
+    (found,) = census.take(one.sim, state.levels)
+    assert (found["ari"], found["groups"]) == (1.0, 2)
+
+
+def test_a_merged_row_is_its_parts_mean_and_free_rows_are_not_chosen() -> None:
+    one = case(one_level(DRIFT, steps=3), noise=0.06)
+    state, _ = one.run(one.start(), 3)
+    level = state.levels[0]
+    dealt = np.where(GROUP == 0, np.arange(SESSIONS) % 2, 2)  # group 0 in rows 0 and 1, group 1 in row 2
+    losses = np.where(GROUP[:, None] == 0, [[0.1, 0.2, 9.0, 0.0]], [[9.0, 9.0, 0.1, 0.0]])
+    learned = level.learned._replace(signal=jnp.asarray(losses), seen=jnp.ones(SESSIONS))
+    level = learned_of.with_share(level, learned, jnp.eye(4)[dealt])
+    state, _ = regrouping.regroup(one.sim.method, state._replace(levels=(level,)), 4)
+    assert groups(state).tolist() == np.where(GROUP == 0, 0, 2).tolist()
+    parts = np.bincount(dealt, minlength=4)[:2]
+    for n, x in level.rows.items():
+        wanted = (parts[0] * x[0] + parts[1] * x[1]) / parts.sum()
+        np.testing.assert_allclose(state.levels[0].rows[n][0], wanted, rtol=1e-5)
+    # Row 3, which no unit uses, would suit the second group best.
+    best = {n: x.at[3].set(x[2]) for n, x in state.levels[0].rows.items()}
+    worse = {n: x.at[2].add(0.3) for n, x in best.items()}
+    state = state._replace(levels=(state.levels[0]._replace(rows=worse),), round=jnp.int32(6))
+    after, _ = one.round(state, one.sim.federation.arrays, one.hyper)
+    assert 3 not in groups(after)
+
+
+@pytest.mark.parametrize(("isolate", "opens"), [(100.0, False), (0.2, True)])
+def test_a_unit_opens_a_row_of_its_own_only_once_its_loss_has_risen(isolate: float, opens: bool) -> None:
+    method = one_level(replace(DRIFT, isolate=isolate), steps=3)
+    sim = case(method, noise=0.06).sim
+    before = case(one_level(DRIFT, steps=3), noise=0.06).start().levels[0].learned
+    before = before._replace(seen=jnp.ones(SESSIONS), signal=jnp.full((SESSIONS, 4), 0.5))
+    now = before._replace(signal=before.signal.at[3].set(0.8))
+    offered = learned_of.offered(before, 4)
+    grouping = sim.method.levels[0].grouping
+    assert isinstance(grouping, IFCA)
+    found = assignment._isolated(grouping, before, now, offered)
+    assert found.tolist() == [opens and s == 3 for s in range(SESSIONS)]
+
+
+def test_flexcfl_moves_units_to_the_group_that_their_updates_resemble() -> None:
+    one = case(one_level(FedGroup(groups=2, warmup=2, every=2, sketch=16, migrate=True)))
+    state, _ = one.run(one.start(), 3)
+    right = groups(state)
+    level = state.levels[0]
+    strayed = learned_of.with_share(
+        level, level.learned, level.learned.share.at[0].set(jnp.eye(2)[1 - right[0]])
+    )
+    state, (facts,) = regrouping.regroup(one.sim.method, state._replace(levels=(strayed,)), 4)
+    assert facts["moved"] == 1
+    assert groups(state).tolist() == right.tolist()
+
+
+def test_groups_in_use_move_towards_each_other() -> None:
+    """FlexCFL's inter-group step, within each video alone; a row nobody uses stays."""
+    attracted = FedGroup(groups=3, warmup=1, sketch=16, pull=0.1)
+    stack = (Level("global"), Level("planted", by="video", grouping=attracted))
+    method = Method(levels=stack, participation=Everyone(), local=probe.local())
+    sim = case(method).sim
+    state = case(method).start()
+    level = state.levels[1]
+    rows = {
+        n: jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
+        for n, x in level.rows.items()
+    }
+    units = level.learned.seen.shape[0]
+    learned = level.learned._replace(seen=jnp.ones(units))
+    share = jnp.eye(3)[np.arange(units) // 3 % 2]  # of each video's units some in row 0, some in 1, none in 2
+    level = learned_of.with_share(level._replace(rows=rows), learned, share)
+    after = learned_of.attract(sim.layout, (state.levels[0], level))[1]
+    used = np.asarray(learned_of.users(level.learned, 9)).reshape(3, 3) > 0
+    for video in range(3):
+        mine = {n: x[3 * video : 3 * video + 3] for n, x in rows.items()}
+        wanted = inter_group(mine, jnp.asarray(used[video]), jnp.float32(0.1))
+        for n in rows:
+            np.testing.assert_allclose(
+                after.rows[n][3 * video : 3 * video + 3], wanted[n], rtol=1e-4, atol=1e-6
+            )
+            np.testing.assert_array_equal(after.rows[n][3 * video + 2], rows[n][3 * video + 2])
+
+
+ANY: dict[str, ByUpdates | IFCA] = {
+    "kmeans": KMeans(groups=3, sketch=16),
+    "kmeans, as they are": KMeans(groups=3, sketch=16, metric="euclidean"),
+    "edc": FedGroup(groups=3, sketch=16),
+    "madc": FedGroup(groups=3, sketch=16, measure="madc"),
+    "migrate": FedGroup(groups=3, sketch=16, warmup=1, migrate=True),
+    "hierarchical": Hierarchical(groups=3, sketch=16),
+    "hierarchical, open": Hierarchical(groups=3, sketch=16, threshold=0.1),
+    "cfl": CFL(groups=3, sketch=16, warmup=1, relative=False, eps1=9.0, eps2=0.1),
+    "feddrift": IFCA(groups=3, every=2, merge=0.5),
+}
+STARTS: dict[str, LevelState] = {}
+
+
+def start_of(kind: str) -> LevelState:
+    """A level within videos, below another one, before the first round."""
+    if kind not in STARTS:
+        stack = (Level("global"), Level("planted", by="video", grouping=ANY[kind]))
+        method = Method(levels=stack, participation=Everyone(), local=probe.local())
+        sim = simulator(grouped.federation(), probe.predictor(), method, probe.ONE)
+        STARTS[kind] = rounds.init(sim, jnp.int32(0)).levels[1]
+    return STARTS[kind]
+
+
+@pytest.mark.parametrize("kind", list(ANY))
+@settings(max_examples=15, deadline=None)
+@given(
+    heard=st.lists(st.booleans(), min_size=SESSIONS, max_size=SESSIONS),
+    where=st.lists(st.integers(0, 2), min_size=SESSIONS, max_size=SESSIONS),
+    seed=st.integers(0, 99),
+)
+def test_any_number_of_units_is_grouped_within_its_parent(
+    kind: str, heard: list[bool], where: list[int], seed: int
+) -> None:
+    """None, one or all of a video's units have reported; every unit keeps its video, every row is finite."""
+    level = start_of(kind)
+    random = np.random.default_rng(seed)
+    signal = jnp.asarray(random.standard_normal(level.learned.signal.shape), jnp.float32)
+    seen = jnp.asarray(heard, jnp.float32) * jnp.asarray(random.integers(1, 9, SESSIONS), jnp.float32)
+    rows = {n: jnp.asarray(random.standard_normal(x.shape), jnp.float32) for n, x in level.rows.items()}
+    learned = level.learned._replace(signal=signal, seen=seen)
+    level = learned_of.with_share(level._replace(rows=rows), learned, jnp.eye(3)[np.asarray(where)])
+    found, facts = regrouping._regroup_level(ANY[kind], level, 4)
+    share = np.asarray(found.learned.share)
+    np.testing.assert_array_equal(np.sort(share, axis=1), np.tile([0.0, 0.0, 1.0], (SESSIONS, 1)))
+    unit = np.asarray(found.learned.unit)
+    row = np.asarray(found.learned.within) * 3 + share.argmax(axis=1)
+    np.testing.assert_array_equal(found.members.group[:, 0], row[unit])
+    assert 0 <= facts["moved"] <= sum(heard)
+    assert all(np.isfinite(x).all() for x in found.rows.values())
+    video = np.asarray(found.learned.within)
+    for u in np.flatnonzero(heard):
+        if np.sum(heard & (video == video[u])) == 1:  # nobody to be compared with
+            assert share[u].argmax() == where[u]

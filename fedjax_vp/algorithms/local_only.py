@@ -3,7 +3,8 @@
     w_u <- w_u - eta grad F_u(w_u; batch)    for each user u by itself              (1)
 
 The hierarchy has one level, `user`, and a client is a user, so that no two clients share a row: "averaging"
-takes the client's own result. A user without training windows keeps the initial model.
+takes the client's own result. A user without training windows has no
+model: its parameters are zero, and a network of displacements without parameters predicts no motion.
 """
 
 from __future__ import annotations

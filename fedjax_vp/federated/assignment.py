@@ -5,12 +5,13 @@
 IFCA (Ghosh, Chung, Yin, Ramchandran, "An Efficient Framework for Clustered Federated Learning", NeurIPS
 2020): (1) is taken at the start of a round, on training windows only. Averaging the gradients of one
 full-batch step (`denominator: participants`) or the models of many (`group`) are its two forms. With `soft`,
-a unit uses all rows, each as much as the share of windows that it predicts best (FedSoft: Ruan, Joe-Wong,
-AAAI 2022).
+a unit uses all rows, each as much as the share of windows that it predicts best (`grouping/soft.py`). Where
+rows are merged (`grouping/drift.py`), units choose among those in use.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import jax
@@ -21,12 +22,13 @@ from jaxtyping import Array, Bool, Float, Int
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated import levels, stretches
 from fedjax_vp.federated.federation import Arrays, cut
+from fedjax_vp.federated.grouping import drift, soft
 from fedjax_vp.federated.grouping.settings import IFCA
 from fedjax_vp.federated.learned import Learned
 from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.local import Client, Task, bag_traces, slots
 from fedjax_vp.federated.simulator import Simulator
-from fedjax_vp.models.base import Inputs
+from fedjax_vp.models.base import Inputs, Params
 
 _TOGETHER = 512  # windows judged in one product, where clients choose among the same models
 
@@ -76,10 +78,12 @@ def assign(
         report = session.reshape(-1), weight.reshape(-1), value.reshape(weight.size, -1)
         known, heard = learned_of.observe(states[index].learned, *report, memory)
         before = learned_of.row_of(known)
-        share = _share(settings, known, heard, round_index, key)
+        offered = learned_of.offered(states[index].learned, states[index].mass.shape[0])
+        share = _share(settings, known, (heard, offered), round_index, key)
         state = learned_of.with_share(states[index], known, share, settings.soft)
         if training and settings.reseed and not settings.soft:
-            state = _reseed(state, heard & (round_index > settings.warmup + settings.hold))
+            may = heard & (round_index > settings.warmup + settings.hold)
+            state = _reseed(state, may & _isolated(settings, states[index].learned, known, offered))
         moved[index] = jnp.sum((learned_of.row_of(state.learned) != before) & (known.seen > 0))
         states = (*states[:index], state, *states[index + 1 :])
     return states, jnp.stack(moved)
@@ -88,17 +92,21 @@ def assign(
 def _share(
     settings: IFCA,
     known: Learned,
-    heard: Bool[Array, "unit"],
+    may: tuple[Bool[Array, "unit"], Bool[Array, "unit group"]],
     round_index: Int[Array, ""],
     key: Array | None,
 ) -> Float[Array, "unit group"]:
-    """(1), or one group for all while warming up, or random groups while training holds the rows apart."""
-    groups = known.share.shape[1]
+    """(1), or one group for all while warming up, or random groups while training holds the rows apart.
+
+    `may` says which units choose at all, and among which groups once rows are merged.
+    """
+    (heard, offered), groups = may, known.share.shape[1]
     if settings.soft:
-        share = jnp.maximum(known.signal, settings.floor)
-        share = share / jnp.sum(share, axis=1, keepdims=True)
+        share = soft.importance(known.signal, settings.floor)
     else:
-        share = jax.nn.one_hot(jnp.argmin(known.signal, axis=1), groups)
+        merging = bool(settings.every) & (round_index > settings.warmup + settings.hold)
+        offered = jnp.where(merging, offered, True)
+        share = jax.nn.one_hot(jnp.argmin(jnp.where(offered, known.signal, jnp.inf), axis=1), groups)
     share = jnp.where(heard[:, None], share, known.share)
     units = known.seen.shape[0]
     if key is not None and settings.hold:
@@ -107,6 +115,16 @@ def _share(
         share = jnp.where(held, jax.nn.one_hot(dealt, groups), share)
     first = jax.nn.one_hot(jnp.zeros(units, jnp.int32), groups)
     return jnp.where(round_index < settings.warmup, first, share)
+
+
+def _isolated(
+    settings: IFCA, before: Learned, now: Learned, offered: Bool[Array, "unit group"]
+) -> Bool[Array, "unit"]:
+    """Units that may open a row of their own: those whose least loss has risen; if not said, all or none."""
+    if settings.isolate is None:
+        return jnp.full(now.seen.shape, not settings.every)  # what has merged would part again at once
+    then, today = (jnp.where(offered, known.signal, jnp.inf) for known in (before, now))
+    return (before.seen > 0) & drift.isolates(then, today, settings.isolate)
 
 
 def _judge(
@@ -185,36 +203,40 @@ def judge(task: Task, states: tuple[LevelState, ...], index: int, chosen: Chosen
     row the session has now, and would speak for it. Leaves that only finer levels own (private heads, say)
     are the session's own: without them no model predicts anything.
     """
-    layout, settings = task.layout, task.layout.levels[index].grouping
-    state, learned = states[index], states[index].learned
+    settings, state, learned = task.layout.levels[index].grouping, states[index], states[index].learned
     unit = jnp.maximum(learned.unit[chosen.session], 0)
     groups = learned.share.shape[1]
     alone = state.mass.shape[0] == groups  # one parent group: its rows are nobody's in particular
-
-    def base(leaf: str) -> Array:
-        depth = index if layout.coarsest(leaf) < index else None
-        return levels.compose(states, chosen.session[None], leaf, depth)[0]
-
-    # A leaf that this level is the first to own is its row as it is: nothing is added up for each candidate.
-    rest = {n for names in layout.owned for n in names if layout.coarsest(n) != index}
-    theta = {n: base(n) for n in sorted(rest)}
+    model_of = with_row(task, states, index, chosen.session)
     inputs, target = chosen.windows
     loss_fn = task.local.loss.build()
 
     def one(group: Int[Array, ""]) -> Array:
         row = group if alone else learned.within[unit] * groups + group
-        own = {n: rows[row] for n, rows in state.rows.items()}
-        model = own | {n: p + own[n] if n in own else p for n, p in theta.items()}
-        loss = loss_fn(task.predictor.apply(model, inputs), target)
-        if chosen.seen is None:
-            return jnp.mean(loss, axis=1)
-        return jnp.sum(chosen.seen * loss, axis=1) / jnp.maximum(jnp.sum(chosen.seen, axis=1), 1.0)
+        model = model_of({n: rows[row] for n, rows in state.rows.items()})
+        return task.predictor.loss(model, inputs, target, loss_fn, chosen.seen)
 
     loss = jax.lax.map(one, jnp.arange(groups))  # [group, window]
     if isinstance(settings, IFCA) and settings.soft:
-        loss = jax.nn.one_hot(jnp.argmin(loss, axis=0), groups, axis=0)
+        loss = soft.wins(loss)
     weight = chosen.weight / jnp.maximum(jnp.sum(chosen.weight), 1e-9)
     return loss @ weight
+
+
+def with_row(
+    task: Task, states: tuple[LevelState, ...], index: int, session: Int[Array, ""]
+) -> Callable[[Params], Params]:
+    """A session's candidate model (see `judge`) as a function of the row it has at a level."""
+    layout = task.layout
+
+    def base(leaf: str) -> Array:
+        depth = index if layout.coarsest(leaf) < index else None
+        return levels.compose(states, session[None], leaf, depth)[0]
+
+    # A leaf that this level is the first to own is its row as it is: nothing is added up for each candidate.
+    rest = {n for names in layout.owned for n in names if layout.coarsest(n) != index}
+    theta = {n: base(n) for n in sorted(rest)}
+    return lambda own: own | {n: p + own[n] if n in own else p for n, p in theta.items()}
 
 
 def _diverge(

@@ -46,7 +46,7 @@ def take(sim: Simulator, states: tuple[LevelState, ...]) -> list[dict[str, Any]]
         known. What is not known is None.
     """
     train = np.asarray(sim.federation.arrays.train.count) > 0
-    found = []
+    found, learned = [], []
     for level, state, grouping in zip(sim.layout.levels, states, sim.groupings, strict=True):
         if isinstance(level.grouping, Known):
             continue
@@ -60,9 +60,21 @@ def take(sim: Simulator, states: tuple[LevelState, ...]) -> list[dict[str, Any]]
             of_session = np.where(train & (known.unit >= 0) & heard[known.unit], group[known.unit], -1)
             sizes = scores.sizes(group[heard]).tolist()
             alike = _similarity(known) if isinstance(level.grouping, ByUpdates) else alike
+        learned.append(of_session)
+        # What levels add up to is the groups of all of them: a coarser one may have found part of the truth.
+        part = of_session if level.name in sim.federation.labels else _joint(learned)
         facts = {"level": level.name, "groups": len(sizes), "sizes": sizes, **alike}
-        found.append(facts | _agreement(of_session, truth(sim.federation.labels, level)))
+        found.append(facts | _agreement(part, truth(sim.federation.labels, level)))
     return found
+
+
+def _joint(codes: Sequence[np.ndarray]) -> np.ndarray:
+    """Sessions that all codes put together, int [session]; -1 where one does not know."""
+    known = np.all([code >= 0 for code in codes], axis=0)
+    pairs = np.stack([code[known] for code in codes], axis=1)
+    joint = np.full(len(known), -1)
+    joint[known] = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
+    return joint
 
 
 def _similarity(known: OnHost) -> dict[str, float | None]:

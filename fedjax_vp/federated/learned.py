@@ -16,7 +16,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from fedjax_vp.federated import levels
 from fedjax_vp.federated.grouping import split_tree
-from fedjax_vp.federated.grouping.settings import CFL, IFCA, ByUpdates
+from fedjax_vp.federated.grouping.fedgroup import inter_group
+from fedjax_vp.federated.grouping.settings import CFL, IFCA, ByUpdates, FedGroup
 from fedjax_vp.federated.grouping.sketch import sketch
 from fedjax_vp.federated.levels import Grouping, Layout, LevelState, Membership
 from fedjax_vp.federated.settings import Level
@@ -252,6 +253,26 @@ def users(learned: Learned, rows: int) -> Float[Array, "row"]:
     groups = learned.share.shape[1]
     share = learned.share * (learned.seen > 0).astype(jnp.float32)[:, None]
     return jax.ops.segment_sum(share, learned.within, rows // groups).reshape(rows)
+
+
+def offered(learned: Learned, rows: int) -> Bool[Array, "unit group"]:
+    """Groups of each unit's parent group that are in use; all of them where none is."""
+    used = users(learned, rows).reshape(-1, learned.share.shape[1])[learned.within] > 0
+    return used | ~jnp.any(used, axis=1, keepdims=True)
+
+
+def attract(layout: Layout, states: tuple[LevelState, ...]) -> tuple[LevelState, ...]:
+    """Lets the groups in use of one parent group move towards each other (FlexCFL), where settings ask."""
+    moved = list(states)
+    for index, level in enumerate(layout.levels):
+        if not isinstance(level.grouping, FedGroup) or not level.grouping.pull:
+            continue
+        state, groups, rate = states[index], level.grouping.groups, level.grouping.pull
+        used = users(state.learned, state.mass.shape[0]).reshape(-1, groups) > 0
+        parts = {n: x.reshape(-1, groups, *x.shape[1:]) for n, x in state.rows.items()}
+        near = jax.vmap(inter_group, (0, 0, None))(parts, used, jnp.float32(rate))  # over parents
+        moved[index] = state._replace(rows={n: near[n].reshape(x.shape) for n, x in state.rows.items()})
+    return tuple(moved)
 
 
 def settings_of(level: Level) -> Any:

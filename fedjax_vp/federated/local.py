@@ -198,14 +198,16 @@ def _loss(
     if depths:
         weight, windows = jax.tree.map(lambda x: x[scatter(size)], (weight, windows))
     inputs, target = windows
-    model = _picked(theta, task, batch)
-    predicted = [task.predictor.apply(model, Inputs(*(x[depths * part :] for x in inputs)))]
+    model, loss_fn = _picked(theta, task, batch), task.local.loss.build()
+    first, rest = (
+        jax.tree.map(lambda x, at=at: x[at], (inputs, target))
+        for at in (slice(0, depths * part), slice(depths * part, None))
+    )
+    loss = [task.predictor.loss(model, *rest, loss_fn)]
     if part:
-        views = Inputs(*(x[: depths * part].reshape(depths, part, *x.shape[1:]) for x in inputs))
-        shallow = _of_prefixes(model, task, lacks, views, batch)
-        predicted.insert(0, shallow.reshape(depths * part, *shallow.shape[2:]))
-    loss = task.local.loss.build()(jnp.concatenate(predicted), target)
-    return jnp.sum(weight * jnp.mean(loss, axis=1)) / jnp.maximum(jnp.sum(weight), 1.0)
+        views = jax.tree.map(lambda x: x.reshape(depths, part, *x.shape[1:]), first)
+        loss.insert(0, _of_prefixes(model, task, lacks, views, batch).reshape(-1))
+    return jnp.sum(weight * jnp.concatenate(loss)) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
 def _picked(tree: Params, task: Task, batch: batches.Batch) -> Params:
@@ -215,20 +217,22 @@ def _picked(tree: Params, task: Task, batch: batches.Batch) -> Params:
 
 
 def _of_prefixes(
-    model: Params, task: Task, lacks: Params, views: Inputs, batch: batches.Batch
-) -> Float[Array, "prefix window horizon 3"]:
-    """Each shallower prefix's predictions of its own windows, in a loop that compiles the model once."""
-    layout = task.layout
+    model: Params, task: Task, lacks: Params, views: tuple[Inputs, Array], batch: batches.Batch
+) -> Float[Array, "prefix window"]:
+    """Each shallower prefix's losses on its own windows, in a loop that compiles the model once."""
+    layout, loss_fn = task.layout, task.local.loss.build()
     finer = sorted(n for n in model if layout.coarsest(n))  # do not exist in every prefix
     depths = range(len(layout.levels) - 1)
     exists = {n: jnp.asarray([layout.coarsest(n) <= depth for depth in depths]) for n in finer}
 
-    def one(prefix: tuple[Params, dict[str, Array], Inputs]) -> Float[Array, "window horizon 3"]:
-        lack, there, view = prefix
+    def one(
+        prefix: tuple[Params, dict[str, Array], tuple[Inputs, Array]],
+    ) -> Float[Array, "window"]:
+        lack, there, (view, target) = prefix
         lack = _picked(lack, task, batch)
         rows = {n: p - lack[n] for n, p in model.items()}
         rows |= {n: jnp.where(there[n], rows[n], 0.0) for n in finer}
-        return task.predictor.apply(rows, view)
+        return task.predictor.loss(rows, view, target, loss_fn)
 
     return jax.lax.map(one, (lacks, exists, views))
 

@@ -1,8 +1,8 @@
-"""Grouping by updates, on the host between rounds: from the units' sketches to new groups and rows.
+"""Grouping on the host between rounds: from what is known of the units to new groups and rows.
 
 Clustering itself (SciPy, scikit-learn) is cheap next to a round and its sizes depend on data, so it runs
-between compiled chunks, on [unit, q] sketches; what it changes, memberships and rows, is again traced state.
-A new group's row starts as the mean of its members' rows (a copy, where a group was split).
+between compiled chunks, on [unit, q] sketches or losses; what it changes, memberships and rows, is again
+traced state. A new group's row starts as the mean of its members' rows (a copy, where a group was split).
 """
 
 from __future__ import annotations
@@ -15,26 +15,31 @@ import numpy as np
 
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated import operations
-from fedjax_vp.federated.grouping import cfl, cluster
-from fedjax_vp.federated.grouping.settings import CFL, ByUpdates
+from fedjax_vp.federated.grouping import cfl, cluster, drift
+from fedjax_vp.federated.grouping.settings import CFL, IFCA, ByUpdates, FedGroup
 from fedjax_vp.federated.learned import OnHost
 from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.round import State
-from fedjax_vp.federated.settings import Method
+from fedjax_vp.federated.settings import Level, Method
 
 
 def due(method: Method, done: int) -> int | None:
     """The next round after `done` rounds at whose end some level groups its units anew."""
-    found = [_next(level.grouping, done) for level in method.levels if isinstance(level.grouping, ByUpdates)]
+    found = [_next(level, done) for level in method.levels]
     return min((turn for turn in found if turn is not None), default=None)
 
 
-def _next(settings: ByUpdates, done: int) -> int | None:
-    if done < settings.warmup:
-        return settings.warmup
-    if not settings.every:
+def _next(level: Level, done: int) -> int | None:
+    settings = level.grouping
+    if isinstance(settings, IFCA) and settings.every:
+        first = settings.warmup + settings.hold + settings.every
+    elif isinstance(settings, ByUpdates):
+        first = settings.warmup
+    else:
         return None
-    return settings.warmup + ((done - settings.warmup) // settings.every + 1) * settings.every
+    if done < first or not settings.every:
+        return first if done < first else None
+    return first + ((done - first) // settings.every + 1) * settings.every
 
 
 def regroup(method: Method, state: State, done: int) -> tuple[State, list[dict[str, Any]]]:
@@ -47,14 +52,16 @@ def regroup(method: Method, state: State, done: int) -> tuple[State, list[dict[s
     states, facts = list(state.levels), []
     for index, level in enumerate(method.levels):
         settings = level.grouping
-        if not isinstance(settings, ByUpdates) or _next(settings, done - 1) != done:
+        if not isinstance(settings, ByUpdates | IFCA) or _next(level, done - 1) != done:
             continue
         states[index], found = _regroup_level(settings, states[index], done)
         facts.append({"level": level.name, **found})
     return state._replace(levels=tuple(states)), facts
 
 
-def _regroup_level(settings: ByUpdates, state: LevelState, done: int) -> tuple[LevelState, dict[str, Any]]:
+def _regroup_level(
+    settings: ByUpdates | IFCA, state: LevelState, done: int
+) -> tuple[LevelState, dict[str, Any]]:
     known: OnHost = jax.device_get(state.learned)
     was = np.argmax(known.share, axis=1)
     now, extra = was.copy(), {}
@@ -64,7 +71,12 @@ def _regroup_level(settings: ByUpdates, state: LevelState, done: int) -> tuple[L
     else:
         for member in parts:
             evidence = cluster.Evidence(known.signal[member], known.seen[member], was[member])
-            now[member] = cluster.find(settings, evidence, done)
+            if isinstance(settings, IFCA):
+                now[member] = _merged(evidence, settings.merge)
+            elif isinstance(settings, FedGroup) and settings.migrate and done > settings.warmup:
+                now[member] = cluster.join(settings, evidence, evidence.update)
+            else:
+                now[member] = cluster.find(settings, evidence, done)
     row, source = _moves(settings, state, known, was, now)
     moved = (row != known.within * settings.groups + was) & (known.seen > 0)
     facts = {"moved": int(np.sum(moved)), **extra}
@@ -74,7 +86,19 @@ def _regroup_level(settings: ByUpdates, state: LevelState, done: int) -> tuple[L
     return operations.regroup(state, jnp.asarray(source), group)._replace(learned=learned), facts
 
 
-def _parts(settings: ByUpdates, state: LevelState, known: OnHost) -> list[np.ndarray]:
+def _merged(evidence: cluster.Evidence, threshold: float) -> np.ndarray:
+    """Groups of the units after those whose rows serve each other's units have become one."""
+    used, code = np.unique(evidence.group, return_inverse=True)
+    if len(used) < 2:
+        return evidence.group
+    member = (code[None, :] == np.arange(len(used))[:, None]) * evidence.weight
+    losses = member @ evidence.update[:, used] / member.sum(axis=1, keepdims=True)
+    label = drift.merge(losses, threshold)
+    first = np.unique(label, return_index=True)[1]  # a merged group is called as the first of its parts
+    return used[first[label]][code]
+
+
+def _parts(settings: ByUpdates | IFCA, state: LevelState, known: OnHost) -> list[np.ndarray]:
     """Units of each parent group that have reported."""
     parents = state.mass.shape[0] // settings.groups
     return [np.flatnonzero((known.within == parent) & (known.seen > 0)) for parent in range(parents)]
@@ -110,7 +134,7 @@ def _split(
 
 
 def _moves(
-    settings: ByUpdates, state: LevelState, known: OnHost, was: np.ndarray, now: np.ndarray
+    settings: ByUpdates | IFCA, state: LevelState, known: OnHost, was: np.ndarray, now: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every unit's row from now on, and the shares of the old rows in each new one.
 

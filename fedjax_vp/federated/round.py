@@ -118,6 +118,7 @@ def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, 
         reported = cohort.reports & finite
         rows = pool(dealt, totals, arrays, numbers.pooling, clock)
         rows = learned_of.observe_updates(sim.layout, dealt, rows, seen)
+        rows = learned_of.attract(sim.layout, rows)
         rows = _absorb(sim.layout, rows, state.round)
         # Padded places and drop-outs write nowhere.
         target = jnp.where(reported, cohort.client, sim.federation.num_clients)

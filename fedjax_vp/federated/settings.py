@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedjax_vp.federated.checks import require, require_rate, require_share
+from fedjax_vp.federated.components import Components
 from fedjax_vp.federated.grouping.settings import Grouping, Known
 from fedjax_vp.federated.precision import Precision
 from fedjax_vp.federated.server import Average, Schedule, ServerOptimizer
@@ -192,6 +193,7 @@ class Method:
     participation: Participation = field(default_factory=Uniform)
     pooling: Pooling = field(default_factory=Pooling)
     mixing: Mixing = field(default_factory=Mixing)
+    components: Components = field(default_factory=Components)
     adapt: Adapt = field(default_factory=Adapt)
 
     def __post_init__(self) -> None:

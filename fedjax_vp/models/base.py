@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from fedjax_vp import geometry
 from fedjax_vp.models.features import FeatureMap, Features, Inputs, WindowShape, reach_s
+from fedjax_vp.models.losses import LossFn
 
 Params = dict[str, Array]
 """Parameters by path, "dense_0/kernel" -> array; those of the last layer are "head/kernel", "head/bias"."""
@@ -23,6 +24,29 @@ class Predictor(NamedTuple):
 
     init: Callable[[Key[Array, ""]], Params]
     apply: Callable[[Params, Inputs], Float[Array, "window horizon 3"]]  # unit vectors in the world frame
+    objective: Callable[..., Float[Array, "window"]] | None = None  # as `loss`, where it is another
+
+    def loss(
+        self,
+        params: Params,
+        inputs: Inputs,
+        target: Float[Array, "window horizon 3"],
+        loss_fn: LossFn,
+        seen: Float[Array, "window horizon"] | None = None,
+    ) -> Float[Array, "window"]:
+        """What training makes small: a loss's mean over the (seen part of the) horizon."""
+        if self.objective is not None:
+            return self.objective(params, inputs, target, loss_fn, seen)
+        return over_horizon(loss_fn(self.apply(params, inputs), target), seen)
+
+
+def over_horizon(
+    loss: Float[Array, "*any horizon"], seen: Float[Array, "*any horizon"] | None
+) -> Float[Array, "*any"]:
+    """Mean over the horizon, or over the part of it that is seen."""
+    if seen is None:
+        return jnp.mean(loss, axis=-1)
+    return jnp.sum(seen * loss, axis=-1) / jnp.maximum(jnp.sum(seen, axis=-1), 1.0)
 
 
 def small_head_init() -> nn.initializers.Initializer:

@@ -16,7 +16,7 @@ from fedjax_vp.report.tables import Table
 from fedjax_vp.sweeps.spec import Planned
 
 _ERROR = "error_deg_"
-_COPIED = ("bytes_up", "bytes_down", "compile_s", "wall_s", "evaluate_s")
+_COPIED = ("train_loss", "bytes_up", "bytes_down", "compile_s", "wall_s", "evaluate_s")
 
 
 def frame(varied: Sequence[str], points: Sequence[Planned], failed: Mapping[Path, str]) -> pl.DataFrame:
@@ -34,7 +34,7 @@ def frame(varied: Sequence[str], points: Sequence[Planned], failed: Mapping[Path
             summary = results.read_json(point.folder / results.SUMMARY)
             error = zip(summary["horizons_s"], summary["error_deg"]["mean"], strict=True)
             row |= {"status": "done"} | {f"{_ERROR}{h}": value for h, value in error}
-            row |= {key: summary[key] for key in _COPIED}
+            row |= {key: summary.get(key) for key in _COPIED}
         rows.append(row)
     for key in varied:
         kinds = {type(row[key]) for row in rows} - {type(None)}

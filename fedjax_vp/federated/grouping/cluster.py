@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
@@ -60,6 +61,30 @@ def find(settings: ByUpdates, evidence: Evidence, seed: int) -> np.ndarray:
     else:
         raise TypeError(f"{type(settings).__name__} does not start afresh")
     return _renamed(labels, evidence.group, count)
+
+
+def join(settings: ByUpdates, evidence: Evidence, update: np.ndarray) -> np.ndarray:
+    """The group whose members' mean update is most like each of some updates: newcomers', or members' own.
+
+    Args:
+        settings: k-means takes the members' mean out of all updates; metrics other than the angle compare
+            updates as they are.
+        evidence: the members; without any there may be no update either.
+        update: float32 [newcomer, q].
+    """
+    used, code = np.unique(evidence.group, return_inverse=True)
+    if len(used) < 2:
+        return np.resize(used, len(update))
+    weight = (code[None, :] == np.arange(len(used))[:, None]) * evidence.weight
+    weight = weight / weight.sum(axis=1, keepdims=True)
+    middle = np.average(evidence.update, axis=0, weights=evidence.weight)
+    middle = middle if isinstance(settings, KMeans) else np.zeros_like(middle)
+    centers, update = weight @ evidence.update - middle, update - middle
+    if isinstance(settings, KMeans | Hierarchical) and settings.metric != "cosine":
+        nearest = np.asarray(kmeans.assign(jnp.asarray(update), jnp.asarray(centers, jnp.float32)))
+    else:
+        nearest = fedgroup.newcomers(update, centers)
+    return used[nearest]
 
 
 def describe(update: np.ndarray, group: np.ndarray) -> Similarity:

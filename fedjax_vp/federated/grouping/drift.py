@@ -9,18 +9,18 @@ Jothimurugesan, Hsieh, Wang, Joshi, Gibbons, "Federated Learning under Distribut
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from fedjax_vp.federated.grouping.labels import same_group
 from fedjax_vp.federated.grouping.linkage import agglomerate
 
 
 def isolates(
-    before: Float[np.ndarray, "n model"], now: Float[np.ndarray, "n model"], delta: float
-) -> Bool[np.ndarray, "n"]:
+    before: Float[Array, "n model"], now: Float[Array, "n model"], delta: Float[ArrayLike, ""]
+) -> Bool[Array, "n"]:
     """(1): members that no model serves as well as the best did; infinite losses mark models not in use."""
-    return now.min(axis=1, initial=np.inf) > before.min(axis=1, initial=np.inf) + delta
+    return jnp.min(now, axis=1) > jnp.min(before, axis=1) + delta
 
 
 def distances(losses: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
@@ -37,18 +37,3 @@ def merge(losses: Float[np.ndarray, "k k"], threshold: float) -> Int[np.ndarray,
         threshold: delta', in units of the loss.
     """
     return agglomerate(distances(losses), "complete", threshold)
-
-
-def sources(
-    labels: Int[np.ndarray, "k"], weights: Float[np.ndarray, "k"], capacity: int
-) -> Float[np.ndarray, "capacity k"]:
-    """What `operations.regroup` wants: the merged model of each label is its models' weighted mean.
-
-    Rows beyond the labels are zero: they are free again. Where no model has weight, all count equally.
-    """
-    same = same_group(labels).astype(np.float64)
-    weights = np.where(same @ weights > 0, weights, 1.0)
-    share = same * weights[None, :] / (same @ weights)[:, None]
-    out = np.zeros((capacity, len(labels)))
-    out[labels] = share
-    return out

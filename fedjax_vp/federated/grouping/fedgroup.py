@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from fedjax_vp.federated.grouping import kmeans
 from fedjax_vp.federated.grouping.linkage import agglomerate
@@ -81,7 +81,7 @@ def newcomers(
     return cosine_to(updates, centers).argmax(axis=1).astype(np.int32)
 
 
-def inter_group(rows: Params, active: Bool[Array, "group"], rate: float) -> Params:
+def inter_group(rows: Params, active: Bool[Array, "group"], rate: Float[ArrayLike, ""]) -> Params:
     """(4) on the rows of a level: each group moves a little towards the directions of the others.
 
     Args:
@@ -89,8 +89,8 @@ def inter_group(rows: Params, active: Bool[Array, "group"], rate: float) -> Para
         active: groups in use; the others neither move nor pull.
         rate: eta.
     """
-    square = sum(jnp.sum(x.reshape(x.shape[0], -1) ** 2, axis=1) for x in rows.values())
-    norm = jnp.sqrt(square)
+    square = [jnp.sum(x.reshape(x.shape[0], -1) ** 2, axis=1) for x in rows.values()]
+    norm = jnp.sqrt(sum(square[1:], square[0]))
     pull = jnp.where(active & (norm > 0), 1 / jnp.where(norm > 0, norm, 1.0), 0.0)
     others = (1 - jnp.eye(pull.shape[0])) * pull[None, :] * active[:, None]
     share = rate / (1 + rate * others.sum(axis=1, keepdims=True)) * others
@@ -101,14 +101,3 @@ def inter_group(rows: Params, active: Bool[Array, "group"], rate: float) -> Para
         return keep.reshape((-1,) + (1,) * (x.ndim - 1)) * x + mixed
 
     return {name: mix(x) for name, x in rows.items()}
-
-
-def migrates(
-    before: Float[np.ndarray, "n bin"], now: Float[np.ndarray, "n bin"], threshold: float
-) -> Bool[np.ndarray, "n"]:
-    """Members whose histogram has moved by more than a threshold since they were grouped (FlexCFL).
-
-    The Wasserstein distance in bins, of shares: labels in the paper, speeds or directions here.
-    """
-    shares = [x / np.maximum(x.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny) for x in (before, now)]
-    return np.abs(np.cumsum(shares[0] - shares[1], axis=1)).sum(axis=1) > threshold

@@ -1,8 +1,9 @@
 """Groups found once, before training, from what the headsets know: their windows or their trajectories.
 
 PACFL needs a few numbers of each client's windows; the trajectory clusterings see everything and are oracles
-to compare with. Only samples of training windows are looked at, so that nothing leaks from valid or test, and
-a unit that does not train is of no known group; but where an oracle is told to `peek`.
+to compare with. Only samples of training windows are looked at, so that nothing leaks from valid or test,
+but where an oracle is told to `peek`. A unit that does not train joins, under PACFL, the members whose
+subspaces are nearest to that of its first windows (`adapt`); otherwise it is of no known group.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_vp.errors import UserError
-from fedjax_vp.federated.federation import Federation, gather
+from fedjax_vp.federated.federation import Federation, Windows, gather
 from fedjax_vp.federated.grouping import pacfl, trajectories
 from fedjax_vp.federated.grouping.settings import PACFL, Trajectories
 
@@ -37,38 +38,52 @@ def find(
     """
     if federation.arrays.make is not None:
         raise UserError(f"grouping {settings.kind} reads traces: give dataset.stored: true")
-    trains = np.asarray(federation.arrays.train.count) > 0
+    arrays = federation.arrays
+    trains = np.asarray(arrays.train.count) > 0
+    early = (np.asarray(arrays.adapt.count) > 0) & ~np.isin(unit, unit[trains])
     if isinstance(settings, Trajectories) and settings.peek:
         trains = np.ones_like(trains)
     code, groups = np.full(len(unit), -1, np.int32), 0
     for parent in np.unique(within[trains & (within >= 0)]):
-        here = np.flatnonzero(trains & (within == parent) & (unit >= 0))
-        units, of = np.unique(unit[here], return_inverse=True)
-        sessions = [here[of == one] for one in range(len(units))]
-        found = (
-            _subspaces(settings, federation, sessions)
-            if isinstance(settings, PACFL)
-            else _paths(settings, federation, sessions)
-        )
-        code[here] = groups + found[of]
+        inside = (within == parent) & (unit >= 0)
+        sessions, of = _units(unit, trains & inside)
+        if isinstance(settings, PACFL):
+            bases = _subspaces(settings, federation, arrays.train, sessions)
+            found = pacfl.fit(bases, settings.threshold, min(settings.groups, len(bases)), settings.angle)
+            late, of_late = _units(unit, early & inside)
+            if late:
+                theirs = _subspaces(settings, federation, arrays.adapt, late)
+                joined = pacfl.newcomers(theirs, bases, found, angle=settings.angle)
+                code[early & inside] = groups + joined[of_late]
+        else:
+            found = _paths(settings, federation, sessions)
+        code[trains & inside] = groups + found[of]
         groups += int(found.max(initial=-1)) + 1
     return code, groups
 
 
-def _subspaces(settings: PACFL, federation: Federation, sessions: list[np.ndarray]) -> np.ndarray:
-    """PACFL on the units' windows, each taken relative to its last observed direction."""
-    train, matrices = federation.arrays.train, []
+def _units(unit: np.ndarray, mask: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Sessions of each unit that has one in the mask, and which of these units each such session is of."""
+    here = np.flatnonzero(mask)
+    units, of = np.unique(unit[here], return_inverse=True)
+    return [here[of == one] for one in range(len(units))], of
+
+
+def _subspaces(
+    settings: PACFL, federation: Federation, phase: Windows, sessions: list[np.ndarray]
+) -> np.ndarray:
+    """Bases of the units' windows of a phase, each taken relative to its last observed direction."""
+    matrices = []
     for some in sessions:
-        count = np.asarray(train.count)[some]
+        count = np.asarray(phase.count)[some]
         each = max(1, MOST_WINDOWS // len(some))
         picked = [np.linspace(0, n - 1, min(n, each)).astype(int) for n in count]
         owner = np.repeat(some, [len(one) for one in picked])
-        now = train.at(jnp.asarray(owner), jnp.asarray(np.concatenate(picked)))
+        now = phase.at(jnp.asarray(owner), jnp.asarray(np.concatenate(picked)))
         inputs, target = gather(federation.arrays, federation.shape, jnp.asarray(owner, jnp.int32), now)
         path = np.concatenate([inputs.past[:, :-1], target], axis=1) - np.asarray(inputs.past[:, -1:])
         matrices.append(path.reshape(len(owner), -1))
-    bases = pacfl.subspaces(matrices, settings.rank)
-    return pacfl.fit(bases, settings.threshold, min(settings.groups, len(bases)), settings.angle)
+    return pacfl.subspaces(matrices, settings.rank)
 
 
 def _paths(settings: Trajectories, federation: Federation, sessions: list[np.ndarray]) -> np.ndarray:

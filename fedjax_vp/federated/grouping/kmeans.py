@@ -118,10 +118,8 @@ def _square_distances(rows: np.ndarray, square: np.ndarray, centers: np.ndarray)
     return np.where(apart > scale, apart, 0.0)
 
 
-def assign(
-    rows: Float[Array, "n d"], centers: Float[Array, "group d"], spherical: bool = False
-) -> Int[Array, "n"]:
-    """Nearest center of each row, in one matrix product: for newcomers at scale, inside jit."""
-    half = 0.0 if spherical else jnp.sum(centers**2, axis=1)[None, :] / 2
+def assign(rows: Float[Array, "n d"], centers: Float[Array, "group d"]) -> Int[Array, "n"]:
+    """Nearest center of each row, in one matrix product."""
+    half = jnp.sum(centers**2, axis=1)[None, :] / 2
     score = jnp.matmul(rows, centers.T, precision=jax.lax.Precision.HIGHEST) - half
     return jnp.argmax(score, axis=1).astype(jnp.int32)

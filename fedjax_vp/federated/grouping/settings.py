@@ -52,6 +52,11 @@ class IFCA(Learned):
     `hold` rounds after the warm-up each row is trained by a random share of the units instead. A row that no
     unit has chosen is seeded anew from the unit that is served worst (`reseed`). `soft` shares a unit among
     rows by the windows that each predicts best, at least `floor` (FedSoft).
+
+    Every `every` rounds (0: never) rows become one whose losses on each other's units are less than `merge`
+    worse than on their own; from then on units choose among rows in use. With `isolate`, a row in none is
+    seeded from a unit only if its least loss has risen by so much (FedDrift); without it, where rows merge,
+    not at all. Both are in units of the loss.
     """
 
     kind: Literal["ifca"] = "ifca"
@@ -62,6 +67,9 @@ class IFCA(Learned):
     reseed: bool = True
     soft: bool = False
     floor: float = 0.01
+    every: int = 0
+    merge: float = 0.0
+    isolate: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,6 +77,10 @@ class IFCA(Learned):
         _require(self.spread >= 0, f"spread is {self.spread}: give 0 or more")
         _require(self.hold >= 0, f"hold is {self.hold}: give a number of rounds, from 0 up")
         _require(0 <= self.floor < 1, f"floor is {self.floor}: give a share in [0, 1)")
+        _require(self.every >= 0, f"every is {self.every}: give a number of rounds, 0 for never")
+        _require(self.merge >= 0, f"merge is {self.merge}: give a difference of losses, from 0 up")
+        _require(self.isolate is None or self.isolate >= 0, f"isolate is {self.isolate}: give 0 or more")
+        _require(not (self.soft and self.every), "every merges groups, and soft ones share all: set it to 0")
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,8 @@ class ByUpdates(Learned):
     """Groups from the units' updates, at the end of the warm-up and then every `every` rounds (0: once).
 
     The server sees a sketch of `sketch` numbers of each update (0: the update itself), never the data.
+    Sessions whose unit never trained join a group by the `loss` on their first windows, or by the `update`
+    that they make of these.
     """
 
     groups: int = 4
@@ -83,6 +97,7 @@ class ByUpdates(Learned):
     memory: float = 0.8
     every: int = 0
     sketch: int = 256
+    newcomers: Literal["loss", "update"] = "loss"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,12 +111,14 @@ class CFL(ByUpdates):
     """Recursive bipartition by cosine of updates (Sattler et al. 2021).
 
     `eps1` and `eps2` bound the norms of the mean and of the largest update, as shares of the largest mean
-    norm seen so far (`relative`) or as they are; `gamma_max` 1 leaves the test of the gap out.
+    norm seen so far (`relative`) or as they are; `gamma_max` 1 leaves the test of the gap out. Newcomers are
+    led down the tree of splits by their update at each.
     """
 
     kind: Literal["cfl"] = "cfl"
     every: int = 5
     memory: float = 0.0
+    newcomers: Literal["loss", "update"] = "update"
     eps1: float = 0.4
     eps2: float = 0.6
     relative: bool = True
@@ -126,10 +143,22 @@ class KMeans(ByUpdates):
 
 @dataclass(frozen=True)
 class FedGroup(ByUpdates):
-    """Decomposed cosine similarity (`edc`) or mean difference of similarities (`madc`): Duan et al. 2021."""
+    """Decomposed cosine similarity (`edc`) or mean difference of similarities (`madc`): Duan et al. 2021.
+
+    FlexCFL (2022): with `migrate` groups are not found anew every `every` rounds, but each unit moves to the
+    group whose mean update is most like its own; `pull` is the rate at which groups in use move towards each
+    other every round.
+    """
 
     kind: Literal["fedgroup"] = "fedgroup"
     measure: Literal["edc", "madc"] = "edc"
+    newcomers: Literal["loss", "update"] = "update"
+    migrate: bool = False
+    pull: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.pull >= 0, f"pull is {self.pull}: give a rate, from 0 up")
 
 
 @dataclass(frozen=True)
