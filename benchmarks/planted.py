@@ -31,6 +31,7 @@ BASE: Mapping[str, Any] = {
     "protocol.kind": "within_session",
     "model.kind": "linear",
     "model.features.crowd": False,
+    "model.features.table": 0,
     "local.lr": 2.0,
     "participation.kind": "uniform",
     "participation.clients": 24,

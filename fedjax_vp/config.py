@@ -202,10 +202,25 @@ def _resolve(layers: list[Layer], algorithm: str) -> Config:
 
 
 def _resolve_beside(layers: list[Layer], own: str, other: str) -> Config:
-    theirs = plain(recipe(other).settings)
-    own_only = _without(plain(recipe(own).settings), theirs)
-    kept = [layer._replace(value=_without(_without(layer.value, own_only), _OWN)) for layer in layers]
+    usual, theirs = plain(recipe(own).settings), plain(recipe(other).settings)
+    own_only = _without(usual, theirs)
+    kept = [
+        layer._replace(value=_departing(_without(_without(layer.value, own_only), _OWN), usual))
+        for layer in layers
+    ]
     return _resolve([*kept, Layer("compare", {"algorithm": other, "name": other})], other)
+
+
+def _departing(mapping: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping without the leaves that say what a recipe says: a resolved file repeats its own recipe."""
+    result: dict[str, Any] = {}
+    for key, value in mapping.items():
+        same = usual.get(key)
+        if isinstance(value, Mapping) and isinstance(same, Mapping):
+            result[key] = _departing(value, same)
+        elif key not in usual or value != same:
+            result[key] = value
+    return result
 
 
 def _without(mapping: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Squared(Chord):
 
 
 def predictor(table: bool = False) -> Predictor:
-    """The mean predictor, with a table by the second if asked."""
+    """The mean predictor, with a table by the second and a crowd by the half second if asked."""
 
     def init(key: jax.Array) -> Params:
         keys = jax.random.split(key)
@@ -42,7 +42,9 @@ def predictor(table: bool = False) -> Predictor:
             "body": jax.random.normal(keys[0], (3,)),
             "head/bias": jax.random.normal(keys[1], (toy.SHAPE.horizon, 3)),
         }
-        return params | ({"video_table": jnp.zeros((BINS, 3))} if table else {})
+        if table:
+            params |= {"video_table": jnp.zeros((BINS, 3)), "video_crowd": jnp.zeros((2 * BINS, 4))}
+        return params
 
     def apply(params: Params, inputs: Inputs) -> jax.Array:
         out = inputs.past[:, -1:] + params["body"][None, None] + params["head/bias"][None]

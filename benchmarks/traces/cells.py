@@ -122,8 +122,8 @@ def _overrides(cell: Cell, method: str, source: str) -> Mapping[str, Any]:
     changes: dict[str, Any] = dict(_SELDOM)
     if load_config(source, compare=[]).local.optimizer == "sgd" and method != "local_only":
         changes |= _THIN
-    if cell.table == "within_session":
-        changes["protocol"] = {"kind": "within_session"}
+    if cell.table in ("unseen_users", "within_session"):  # whatever the method's own config asks for
+        changes["protocol"] = {"kind": cell.table}
     if cell.table == "adaptation":
         changes["protocol.reserve_s"] = _BUDGETS_S[-1]
         budget = cell.method.rpartition("_")[2]

@@ -1,10 +1,10 @@
 """Five layers: global, video category, video, user category within the video, user.
 
-    theta_i = theta_global + head_{c(v)} + C_v + head_{v, k(i)} + head_u                (1)
+    theta_i = theta_global + head_{c(v)} + (C_v + T_v) + head_{v, k(i)} + head_u            (1)
 
 The mission's own idea. Categories of videos are learned from the mean update of each video's viewers, user
-categories within a video by which of its rows predicts a viewer's windows best; labels are not used. C_v is
-where the video's other viewers look when. The trained layers below the first are shrunk by empirical Bayes,
+categories within a video by which of its rows predicts a viewer's windows best; labels are not used. C_v and
+T_v, the video's layer, are those of `global_video`. The trained layers below the first are shrunk by empirical Bayes,
 so that a layer that holds nothing stays at zero, and the prefixes of the hierarchy are mixed by horizon, no
 deeper than validation users are served by. A session whose user was never seen is predicted by the layers
 that know it. `global_video_user` is the same without the categories.
@@ -18,7 +18,7 @@ from fedjax_vp.algorithms.global_video import GLOBAL_VIDEO
 from fedjax_vp.algorithms.recipe import Recipe
 
 _SHRUNK: dict[str, Any] = {"owns": ["head/*"], "shrinkage": "auto", "progress": 0.05}
-_GLOBAL, _VIDEO = GLOBAL_VIDEO.settings["levels"]
+_GLOBAL, *_VIDEO = GLOBAL_VIDEO.settings["levels"]
 _CATEGORY = {
     "name": "video_category",
     **_SHRUNK,
@@ -37,7 +37,7 @@ FIVE_LAYERS = Recipe(
     title="global, video category, video, user category within the video, user",
     settings={
         **GLOBAL_VIDEO.settings,
-        "levels": [_GLOBAL, _CATEGORY, _VIDEO, _VIEWERS, _USER],
+        "levels": [_GLOBAL, _CATEGORY, *_VIDEO, _VIEWERS, _USER],
         "mixing": {"kind": "mixture", "safe": True},
     },
 )
