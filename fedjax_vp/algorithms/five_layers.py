@@ -3,11 +3,11 @@
     theta_i = theta_global + head_{c(v)} + (C_v + T_v) + head_{v, k(i)} + head_u            (1)
 
 The mission's own idea. Categories of videos are learned from the mean update of each video's viewers, user
-categories within a video by which of its rows predicts a viewer's windows best; labels are not used. C_v and
-T_v, the video's layer, are those of `global_video`. The trained layers below the first are shrunk by empirical Bayes,
-so that a layer that holds nothing stays at zero, and the prefixes of the hierarchy are mixed by horizon, no
-deeper than validation users are served by. A session whose user was never seen is predicted by the layers
-that know it. `global_video_user` is the same without the categories.
+categories within a video by which of its rows predicts a viewer's windows best; labels are not used. C_v
+and T_v, the video's layer, are those of `global_video`. The trained layers below the first are shrunk by
+empirical Bayes, so that a layer that holds nothing stays at zero, and the prefixes of the hierarchy are
+mixed by horizon, no deeper than validation users are served by. A session whose user was never seen is
+predicted by the layers that know it. `global_video_user` is the same without the categories.
 """
 
 from __future__ import annotations
