@@ -87,7 +87,7 @@ def _assemble(
     array: Any,
     part_of: Callable[[jax.Device, Any], Any],
 ) -> jax.Array:
-    mine = [device for device in sharding.mesh.devices.flat if device.process_index == jax.process_index()]
+    mine = sorted(sharding.addressable_devices, key=lambda device: device.id)
     parts = [jax.device_put(part_of(device, array), device) for device in mine]
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 

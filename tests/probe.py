@@ -33,8 +33,8 @@ class Squared(Chord):
         return lambda predicted, true: 0.5 * jnp.sum((predicted - true) ** 2, axis=-1)
 
 
-def predictor(table: bool = False) -> Predictor:
-    """The mean predictor, with a table by the second and a crowd by the half second if asked."""
+def predictor(table: bool = False, crowd: bool = False) -> Predictor:
+    """The mean predictor, with a table by the second and a crowd that it does not read, if asked."""
 
     def init(key: jax.Array) -> Params:
         keys = jax.random.split(key)
@@ -43,7 +43,9 @@ def predictor(table: bool = False) -> Predictor:
             "head/bias": jax.random.normal(keys[1], (toy.SHAPE.horizon, 3)),
         }
         if table:
-            params |= {"video_table": jnp.zeros((BINS, 3)), "video_crowd": jnp.zeros((2 * BINS, 4))}
+            params["video_table"] = jnp.zeros((BINS, 3))
+        if crowd:
+            params["video_crowd"] = jnp.zeros((2 * BINS, 4))
         return params
 
     def apply(params: Params, inputs: Inputs) -> jax.Array:

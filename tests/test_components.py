@@ -60,6 +60,7 @@ def test_a_gradient_step_is_the_m_step_with_fedems_responsibilities() -> None:
     )
 
 
+@pytest.mark.slow
 def test_shares_come_to_rest_at_the_mean_of_the_responsibilities() -> None:
     mixed, params = model()
     view = inputs()

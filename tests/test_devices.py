@@ -59,6 +59,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_changes_nothing(found: dict[str, np.ndarray]) -> None:
     names = sorted(name for name in found if name.startswith("1_"))
     assert len(names) * len(DEVICES) == len(found)

@@ -139,6 +139,7 @@ def numbers(tree: Any) -> list[float]:
     return [x for value in tree for x in numbers(value)] if isinstance(tree, list) else [tree]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["spread", "half", "spread_half"])
 def test_any_number_of_processes_gives_the_same_result(name: str, folder: Path) -> None:
     """Summaries are equal but for times, and what is measured but for the order of sums."""
@@ -150,6 +151,7 @@ def test_any_number_of_processes_gives_the_same_result(name: str, folder: Path) 
         assert key.endswith("_s") or one[key] == other[key], key
 
 
+@pytest.mark.slow
 def test_both_processes_know_the_result_and_stop_together(folder: Path) -> None:
     first, second = (json.loads((folder / f"said{index}.json").read_text()) for index in (0, 1))
     assert first == second
@@ -158,6 +160,7 @@ def test_both_processes_know_the_result_and_stop_together(folder: Path) -> None:
     np.testing.assert_allclose(numbers(first["error_deg"]), numbers(summary["error_deg"]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_fails_in_one_process_fails_in_both(folder: Path) -> None:
     for index in (0, 1):
         said = json.loads((folder / f"said{index}.json").read_text())

@@ -98,7 +98,9 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "bags" else pytest.mark.slow) for name in METHODS]
+)
 def test_a_round_without_stored_traces_is_the_same_round(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method = METHODS[name]
     found = []

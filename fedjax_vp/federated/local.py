@@ -203,7 +203,7 @@ def _loss(
         jax.tree.map(lambda x, at=at: x[at], (inputs, target))
         for at in (slice(0, depths * part), slice(depths * part, None))
     )
-    loss = [task.predictor.loss(model, *rest, loss_fn)]
+    loss = [task.predictor.loss(model, rest[0], rest[1], loss_fn)]
     if part:
         views = jax.tree.map(lambda x: x.reshape(depths, part, *x.shape[1:]), first)
         loss.insert(0, _of_prefixes(model, task, lacks, views, batch).reshape(-1))

@@ -98,6 +98,6 @@ def inter_group(rows: Params, active: Bool[Array, "group"], rate: Float[ArrayLik
 
     def mix(x: Array) -> Array:
         mixed = jnp.tensordot(share, x, 1, precision=jax.lax.Precision.HIGHEST)
-        return keep.reshape((-1,) + (1,) * (x.ndim - 1)) * x + mixed
+        return jnp.asarray(keep.reshape((-1,) + (1,) * (x.ndim - 1)) * x + mixed)
 
     return {name: mix(x) for name, x in rows.items()}

@@ -20,6 +20,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from fedjax_vp.models.base import Params
@@ -60,7 +61,7 @@ def _width(shape: tuple[int, ...], size: int) -> int:
 
 def _signs(key: Key[Array, ""], index: int, size: int) -> Float[ArrayLike, "d"]:
     """Signs of a leaf. Those of a known key are a constant of what is compiled, not drawn for each client."""
-    if isinstance(key, jax.core.Tracer):
+    if isinstance(key, Tracer):
         return jax.random.rademacher(jax.random.fold_in(key, index), (size,), jnp.float32)
     with jax.ensure_compile_time_eval():
         return np.asarray(jax.random.rademacher(jax.random.fold_in(key, index), (size,), jnp.float32))
