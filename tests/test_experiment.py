@@ -57,7 +57,7 @@ def test_a_problem_is_ready_to_simulate(loaded: tuple[Config, TraceSet, splits.S
     params = problem.predictor.init(jax.random.key(0))
     assert "video_crowd" in params
     assert problem.federation.num_clients == 2  # even positions of four users train
-    assert [level.name for level in problem.method.levels] == ["global", "video"]
+    assert [level.name for level in problem.method.levels] == ["global", "video", "video_table"]
     assert problem.engine == config.engine
 
 

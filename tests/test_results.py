@@ -319,6 +319,6 @@ def test_tiles_at_a_horizon_without_errors_have_a_row(config: Config, tmp_path: 
 
 def test_costs_are_sizes_and_times_apart(config: Config, tmp_path: Path) -> None:
     summary = run(config, tmp_path / "run").summary
-    assert summary["depths"]["level"] == ["global", "video"]
+    assert summary["depths"]["level"] == ["global", "video", "video_table"]
     assert not any(key.endswith("_s") for key in summary["depths"])
-    assert summary["latency_s"] == [0.001, 0.002]
+    assert summary["latency_s"] == [0.001, 0.002, 0.003]
