@@ -39,8 +39,9 @@ def measure(out: Path) -> dict[str, float]:
     from fedjax_vp import experiment
     from fedjax_vp.config import load_config
     from fedjax_vp.data.inspect import netllm_mae
-    from fedjax_vp.evaluate import forecast, make_mixing, own
+    from fedjax_vp.evaluate import make_mixing
     from fedjax_vp.federated.simulator import simulator
+    from fedjax_vp.forecasting import forecast, own
     from fedjax_vp.progress import Progress
     from fedjax_vp.simulate import simulate
 

@@ -73,7 +73,7 @@ def _latency_s(sim: Simulator, params: Shapes, num_models: int) -> float:
 def _predictor(
     sim: Simulator, num_models: int
 ) -> Callable[[list[Params], Inputs], Float[Array, "window horizon 3"]]:
-    weights = jnp.full((num_models, sim.federation.shape.horizon), 1 / num_models)
+    weights = jnp.full((num_models, 1, sim.federation.shape.horizon), 1 / num_models)
 
     def predict(models: list[Params], inputs: Inputs) -> Float[Array, "window horizon 3"]:
         predicted = [sim.task.predictor.apply(model, inputs) for model in models]

@@ -14,9 +14,10 @@ import numpy as np
 from fedjax_vp import compiling, processes
 from fedjax_vp.checkpoint import Checkpoints
 from fedjax_vp.errors import UserError
-from fedjax_vp.evaluate import evaluate, examples, own
+from fedjax_vp.evaluate import evaluate
 from fedjax_vp.federated import census, regrouping
 from fedjax_vp.federated import round as rounds_of
+from fedjax_vp.forecasting import examples, own
 from fedjax_vp.problem import TIMES, Common, Outcome, Point
 
 SUMMED = ("invited", "reported", "nonfinite", "sessions_down", "sessions_up")

@@ -1,7 +1,8 @@
 """Errors on windows of any phase, session by session, inside one compiled function.
 
-A session's model is composed once (and adapted, where the method says so); its windows then pass in blocks.
-Sessions are dealt to the devices of the mesh. Nothing is padded but the last block of a session.
+A session's models are composed once (and adapted, where the method says so); its windows then pass in blocks,
+first to be predicted, then to be judged. Sessions are dealt to the devices of the mesh. Nothing is padded but
+the last block of a session.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from fedjax_vp import geometry, processes
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels, mixing
-from fedjax_vp.federated.federation import Arrays, Windows, cut, cut_early, gather, thin, traces_of
+from fedjax_vp.federated.federation import Arrays, Windows, cut, thin, traces_of
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.federated.simulator import Simulator
-from fedjax_vp.models.base import Inputs, Params, Predictor, WindowShape
+from fedjax_vp.forecasting import Forecaster, of_prefixes, prefixes
+from fedjax_vp.models.base import WindowShape
 
 BLOCK = 128  # windows predicted at once
 SESSIONS = 64  # sessions in one call: the grain of the progress bar
@@ -41,87 +43,6 @@ class Evaluation(NamedTuple):
     now_s: np.ndarray  # float32 [window] video time
     error_deg: np.ndarray  # float32 [window, horizon]
     tiles: np.ndarray  # float32 [window, tile_horizon, 4] precision, recall, F1, IoU
-
-
-class Forecaster(NamedTuple):
-    """What predicts: a model for each session, and predictions from it; both are traced."""
-
-    model_of: Callable[[Any, Arrays, Int[Array, ""]], Any]  # (state, arrays, session) -> model
-    predict: Callable[[Any, Inputs], Float[Array, "window horizon 3"]]
-
-
-def baseline(predictor: Predictor) -> Forecaster:
-    """A predictor without weights."""
-    return Forecaster(lambda state, arrays, session: (), lambda model, inputs: predictor.apply({}, inputs))
-
-
-def own(sim: Simulator) -> Forecaster:
-    """The method's own forecasts; its state is `(State, mixing weights)`."""
-
-    def model_of(state: tuple[State, mixing.Weights], arrays: Arrays, session: Int[Array, ""]) -> Any:
-        return prefixes(sim, state[0], arrays, session), mixing.of(state[1], session)
-
-    def predict(model: tuple[Params, Array], inputs: Inputs) -> Float[Array, "window horizon 3"]:
-        predicted = of_prefixes(sim.task.predictor, model[0], inputs)
-        return predicted[0] if len(predicted) == 1 else mixing.mix(model[1], predicted)
-
-    return Forecaster(model_of, predict)
-
-
-def prefixes(sim: Simulator, state: State, arrays: Arrays, session: Int[Array, ""]) -> Params:
-    """A session's models to be mixed, coarse to fine; the last, and only one without mixing, is adapted.
-
-    Returns:
-        Parameters with a leading axis of prefixes.
-    """
-    mixed = sim.method.mixing.kind != "none"
-    models = levels.models_of(state.levels, session)[0 if mixed else -1 :]
-    if sim.method.adapt.steps:
-        models[-1] = adapt(sim, models[-1], state, arrays, session)
-    return jax.tree.map(lambda *x: jnp.stack(x), *models)
-
-
-def of_prefixes(
-    predictor: Predictor, models: Params, inputs: Inputs
-) -> Float[Array, "prefix window horizon 3"]:
-    """Predictions of all prefixes in a loop: the model is compiled once, not once for each of them."""
-    return jax.lax.map(lambda model: predictor.apply(model, inputs), models)
-
-
-def adapt(sim: Simulator, model: Params, state: State, arrays: Arrays, session: Int[Array, ""]) -> Params:
-    """Local steps on a session's own windows before it is evaluated; without any it keeps its model."""
-    settings, loss_fn = sim.method.adapt, sim.method.local.loss.build()
-    phase = {"adapt": False, "train": True}.get(settings.on, arrays.train.count[session] > 0)
-    count = jnp.where(phase, arrays.train.count[session], arrays.adapt.count[session])
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), state.seed), session)
-    free = {n for n in model if levels.owns(settings.owns, n)}
-
-    traces, row = traces_of(arrays, session[None])
-
-    def windows(picked: Array) -> tuple[tuple[Inputs, Array], Array]:
-        train, early = (
-            of_phase[jnp.minimum(picked, of_phase.shape[0] - 1)]
-            for of_phase in (arrays.train.of(session), arrays.adapt.of(session))
-        )
-        whole = cut(traces, sim.federation.shape, jnp.full(picked.shape, row[0]), train)
-        part, seen = cut_early(arrays, sim.federation.shape, session, early)
-        return jax.tree.map(lambda a, b: jnp.where(phase, a, b), (whole, jnp.ones_like(seen)), (part, seen))
-
-    def step(index: Array, params: Params) -> Params:
-        picked = jax.random.randint(
-            jax.random.fold_in(key, index), (settings.batch,), 0, jnp.maximum(count, 1)
-        )
-        (inputs, target), seen = windows(picked)
-
-        def objective(p: Params) -> Float[Array, ""]:
-            samples = jnp.sum(seen, axis=1)
-            loss = sim.task.predictor.loss(p, inputs, target, loss_fn, seen)
-            return jnp.sum(samples * loss) / jnp.maximum(jnp.sum(samples), 1.0)
-
-        gradient = jax.grad(objective)(params)
-        return {n: p - settings.lr * gradient[n] if n in free else p for n, p in params.items()}
-
-    return jax.lax.fori_loop(0, jnp.where(count > 0, settings.steps, 0), step, model)
 
 
 def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
@@ -186,24 +107,29 @@ def make_errors(
     tiles_at = np.array([round(h * shape.rate_hz) - 1 for h in settings.tile_horizons_s])
 
     def session_fn(state: Any, arrays: Arrays, windows: Windows, session: Array) -> tuple[Array, Array]:
-        size = windows.now.shape[1]
+        size, count = windows.now.shape[1], windows.count[session]
         block = min(BLOCK, size)
-        blocks = -(-size // block)
-        now = jnp.pad(windows.of(session), (0, blocks * block - size), mode="edge").reshape(blocks, block)
+        blocks, used = -(-size // block), -(-count // block)
+        padded = jnp.minimum(jnp.arange(blocks * block), jnp.maximum(count - 1, 0))
+        now = windows.of(session)[padded]
         traces, row = traces_of(arrays, session[None])
         model = forecaster.model_of(state, arrays, session)
 
-        def block_fn(index: Array, out: tuple[Array, Array]) -> tuple[Array, Array]:
-            inputs, target = cut(traces, shape, jnp.full(block, row[0]), now[index])
-            predicted = forecaster.predict(model, inputs)
-            angle = geometry.great_circle(predicted[:, at], target[:, at])
-            scores = geometry.tile_scores(predicted[:, tiles_at], target[:, tiles_at], settings.grid)
-            return out[0].at[index].set(jnp.rad2deg(angle)), out[1].at[index].set(scores)
+        def predict(index: Array) -> tuple[Array, Array]:
+            inputs, true = cut(traces, shape, jnp.full(block, row[0]), now.reshape(blocks, block)[index])
+            return jnp.moveaxis(forecaster.predict(model, inputs), 0, 1), true
 
-        empty = jnp.zeros((blocks, block, len(at))), jnp.zeros((blocks, block, len(tiles_at), 4))
-        used = -(-windows.count[session] // block)
-        found = jax.lax.fori_loop(0, used, block_fn, empty)
-        return tuple(x.reshape(blocks * block, *x.shape[2:])[:size] for x in found)
+        predicted, true = _by_block(predict, blocks, used)  # [window, prefix, ...] and [window, ...]
+        ours = forecaster.join(model, jnp.moveaxis(predicted, 1, 0), true, now)
+
+        def judge(index: Array) -> tuple[Array, Array]:
+            one, target = (x.reshape(blocks, block, *x.shape[1:])[index] for x in (ours, true))
+            angle = geometry.great_circle(one[:, at], target[:, at])
+            return jnp.rad2deg(angle), geometry.tile_scores(
+                one[:, tiles_at], target[:, tiles_at], settings.grid
+            )
+
+        return tuple(x[:size] for x in _by_block(judge, blocks, used))
 
     def device_fn(state: Any, arrays: Arrays, windows: Windows, sessions: Array) -> tuple[Array, Array]:
         return jax.lax.map(
@@ -220,6 +146,17 @@ def make_errors(
             check_vma=False,
         )
     )
+
+
+def _by_block(part: Callable[[Array], tuple[Array, ...]], blocks: int, used: Array) -> tuple[Array, ...]:
+    """What `part` makes of each block of windows, end to end; zeros beyond the used blocks."""
+    kinds = jax.eval_shape(part, jnp.int32(0))
+    empty = tuple(jnp.zeros((blocks, *kind.shape), kind.dtype) for kind in kinds)
+
+    def add(index: Array, out: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(x.at[index].set(y) for x, y in zip(out, part(index), strict=True))
+
+    return tuple(x.reshape(-1, *x.shape[2:]) for x in jax.lax.fori_loop(0, used, add, empty))
 
 
 def evaluate(
@@ -256,46 +193,3 @@ def evaluate(
     now = now[np.arange(now.shape[1])[None, :] < count[sessions][:, None]]
     now_s = np.asarray(arrays.t0)[session] + now / rate_hz
     return Evaluation(session, now_s.astype(np.float32), error, tiles)
-
-
-def forecast(
-    forecaster: Forecaster, state: Any, sim: Simulator, session: np.ndarray, now: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Forecasts of chosen windows themselves, for maps and for errors other than angles.
-
-    Args:
-        forecaster: what predicts.
-        state: the forecaster's state.
-        sim: for the arrays and window lengths.
-        session: int [window] session of each window.
-        now: int [window] index of its last observed sample.
-
-    Returns:
-        past [window, history, 3], true and predicted [window, horizon, 3] unit vectors; session and now_s.
-    """
-    arrays, shape = sim.federation.arrays, sim.federation.shape
-
-    @jax.jit
-    def show(state: Any, arrays: Arrays, session: Array, now: Array) -> tuple[Array, Array, Array]:
-        inputs, target = gather(arrays, shape, session, now)
-
-        def one(item: tuple[Array, Inputs]) -> Array:
-            model = forecaster.model_of(state, arrays, item[0])
-            return forecaster.predict(model, jax.tree.map(lambda x: x[None], item[1]))[0]
-
-        return inputs.past, target, jax.lax.map(one, (session, inputs))
-
-    chosen = jnp.asarray(session, jnp.int32), jnp.asarray(now, jnp.int32)
-    past, true, predicted = jax.device_get(show(state, arrays, *chosen))
-    now_s = np.asarray(arrays.t0)[session] + now / shape.rate_hz
-    return {"past": past, "true": true, "predicted": predicted, "session": session, "now_s": now_s}
-
-
-def examples(forecaster: Forecaster, state: Any, sim: Simulator, most: int = 6) -> dict[str, np.ndarray]:
-    """`forecast` of one test window from each of `most` sessions spread over the federation."""
-    windows = sim.federation.arrays.test
-    count = np.asarray(windows.count)
-    session = np.flatnonzero(count)
-    session = session[np.linspace(0, len(session) - 1, min(most, len(session))).astype(int)]
-    now = np.asarray(windows.at(jnp.asarray(session), jnp.asarray(count[session] // 2)))
-    return forecast(forecaster, state, sim, session, now)

@@ -15,12 +15,13 @@ from fedjax_vp.batching import Chunk
 from fedjax_vp.cost import Cost, by_depth
 from fedjax_vp.data.splits import Split
 from fedjax_vp.data.traces import TraceSet
-from fedjax_vp.evaluate import Evaluation, baseline, evaluate, make_errors, make_mixing, own
+from fedjax_vp.evaluate import Evaluation, evaluate, make_errors, make_mixing
 from fedjax_vp.federated import census, regrouping
 from fedjax_vp.federated.federation import Federation, thin
 from fedjax_vp.federated.placement import make_place
 from fedjax_vp.federated.settings import Engine, Evaluate, Method
 from fedjax_vp.federated.simulator import simulator
+from fedjax_vp.forecasting import baseline, own
 from fedjax_vp.models.base import Predictor
 from fedjax_vp.models.static import Static
 from fedjax_vp.models.velocity import Velocity

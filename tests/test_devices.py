@@ -17,12 +17,13 @@ SCRIPT = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 import probe, toy
-from fedjax_vp.evaluate import evaluate, make_errors, own
+from fedjax_vp.evaluate import evaluate, make_errors
 from fedjax_vp.federated import mixing
 from fedjax_vp.federated import round as rounds
 from fedjax_vp.federated.grouping.settings import IFCA
 from fedjax_vp.federated.settings import Engine, Evaluate, Level, Method, Uniform
 from fedjax_vp.federated.simulator import simulator
+from fedjax_vp.forecasting import own
 method = Method(
     levels=(Level("global"), Level("user", grouping=IFCA(groups=2, of="user"), shrinkage=0.5)),
     participation=Uniform(clients=7),

@@ -14,7 +14,7 @@ import pytest
 import toy
 
 from fedjax_vp import evaluate as engine
-from fedjax_vp import geometry
+from fedjax_vp import forecasting, geometry
 from fedjax_vp.data.splits import Split
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels
@@ -68,7 +68,7 @@ def ready(devices: int = 1, **slots: Any) -> tuple[Simulator, State]:
 
 
 def errors_of(sim: Simulator, state: State, windows: Any = None, mix: Any = None) -> engine.Evaluation:
-    errors = engine.make_errors(engine.own(sim), toy.SHAPE, sim.mesh, SETTINGS)
+    errors = engine.make_errors(forecasting.own(sim), toy.SHAPE, sim.mesh, SETTINGS)
     mix = engine.mixing.last_level(len(LEVELS), toy.SHAPE.horizon) if mix is None else mix
     if isinstance(mix, jax.Array):
         mix = engine.mixing.same_for_all(mix, FED.num_sessions)
@@ -133,7 +133,9 @@ def test_sessions_without_windows_and_thinned_ones(plain: tuple[Simulator, State
 
 def test_a_baseline_needs_no_state() -> None:
     sim, _ = ready()
-    errors = engine.make_errors(engine.baseline(Static().build(toy.SHAPE)), toy.SHAPE, sim.mesh, SETTINGS)
+    errors = engine.make_errors(
+        forecasting.baseline(Static().build(toy.SHAPE)), toy.SHAPE, sim.mesh, SETTINGS
+    )
     found = engine.evaluate(errors, (), sim, FED.arrays.test)
     session, now = found.session[7], round(float(found.now_s[7]) * 5)
     angle = oracle.great_circle_deg(TRACES.direction[session, now], TRACES.direction[session, now + 3])
@@ -168,7 +170,7 @@ def test_without_validation_windows_the_whole_hierarchy_predicts() -> None:
 
 def adapted(sim: Simulator, state: State, session: int) -> dict[str, np.ndarray]:
     model = levels.model_of(state.levels, jnp.int32(session))
-    run = jax.jit(lambda m, s: engine.adapt(sim, m, state, FED.arrays, s))
+    run = jax.jit(lambda m, s: forecasting.adapt(sim, m, state, FED.arrays, s))
     return jax.device_get(run(model, jnp.int32(session)))
 
 
@@ -227,7 +229,7 @@ def test_adaptation_picks_train_windows_where_there_are_any_else_adapt_windows(
     _, state = ready()
     model = levels.model_of(state.levels, jnp.int32(session))
     auto, told = (
-        jax.device_get(jax.jit(partial(engine.adapt, sim))(model, state, fed.arrays, jnp.int32(session)))
+        jax.device_get(jax.jit(partial(forecasting.adapt, sim))(model, state, fed.arrays, jnp.int32(session)))
         for sim in sims
     )
     jax.tree.map(np.testing.assert_array_equal, auto, told)
@@ -277,7 +279,7 @@ def test_examples_are_test_windows_with_their_forecasts(
     mix = engine.mixing.same_for_all(
         engine.mixing.last_level(len(LEVELS), toy.SHAPE.horizon), FED.num_sessions
     )
-    shown = engine.examples(engine.own(sim), (state, mix), sim, most=4)
+    shown = forecasting.examples(forecasting.own(sim), (state, mix), sim, most=4)
     assert len(set(shown["session"].tolist())) == 4
     for i, (session, now_s) in enumerate(zip(shown["session"], shown["now_s"], strict=True)):
         row = np.flatnonzero((whole.session == session) & np.isclose(whole.now_s, now_s))

@@ -91,14 +91,14 @@ def test_a_useless_level_is_left_out() -> None:
 def test_mix_is_the_normalized_sum() -> None:
     predicted, *_ = problem(1)
     weights = np.random.default_rng(2).dirichlet(np.ones(LEVELS), HORIZON).T.astype(np.float32)
-    found = mixing.mix(jnp.asarray(weights), jnp.asarray(predicted))
+    found = mixing.mix(jnp.asarray(weights)[:, None], jnp.asarray(predicted))
     np.testing.assert_allclose(found, mixed(weights, predicted), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1.0, atol=1e-5)
 
 
 def test_the_last_level_alone_is_the_whole_hierarchy() -> None:
     predicted, *_ = problem(1)
-    found = mixing.mix(mixing.last_level(LEVELS, HORIZON), jnp.asarray(predicted))
+    found = mixing.mix(mixing.last_level(LEVELS, HORIZON)[:, None], jnp.asarray(predicted))
     np.testing.assert_allclose(found, predicted[-1], atol=1e-6)
 
 

@@ -97,6 +97,7 @@ def test_finer_levels_that_train_are_shrunk_by_empirical_bayes(name: str) -> Non
     trained = [level.shrinkage for level in config.levels[1:] if level.name != "video"]
     assert trained == ["auto"] * (len(config.levels) - 2)
     assert config.mixing.kind == "mixture"
+    assert config.mixing.online > 0
 
 
 def test_an_unknown_recipe_gets_the_nearest_name() -> None:

@@ -6,7 +6,8 @@ The mission's own idea. Categories of videos are learned from the mean update of
 categories within a video by which of its rows predicts a viewer's windows best; labels are not used. C_v
 and T_v, the video's layer, are those of `global_video`. The trained layers below the first are shrunk by
 empirical Bayes, so that a layer that holds nothing stays at zero, and the prefixes of the hierarchy are
-mixed by horizon, no deeper than validation users are served by. A session whose user was never seen is
+mixed by horizon, no deeper than validation users are served by, and by what has served the session so far.
+A session whose user was never seen is
 predicted by the layers that know it. `global_video_user` is the same without the categories.
 """
 
@@ -38,6 +39,6 @@ FIVE_LAYERS = Recipe(
     settings={
         **GLOBAL_VIDEO.settings,
         "levels": [_GLOBAL, _CATEGORY, *_VIDEO, _VIEWERS, _USER],
-        "mixing": {"kind": "mixture", "safe": True},
+        "mixing": {"kind": "mixture", "safe": True, "online": 2.0},
     },
 )

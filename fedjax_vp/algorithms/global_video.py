@@ -3,15 +3,16 @@
     theta_i = theta_global + C_{v(i)} + T_{v(i)}                                         (1)
     C_v[b] = sum over the training viewers i of v of (1, mean direction of i in bin b)   (2)
     T_v <- T_v + eta adam(s (mean update of the viewers of v + h T_v) - h T_v)           (3)
-    prediction at horizon k = sum_l pi[l, k] f(theta^(<=l))_k                            (4)
+    prediction at horizon k = sum_l pi[l, k](t) f(theta^(<=l))_k                         (4)
 
 The global level owns everything but `video_*`. The video level owns the crowd (2), which is counted once; a
 headset that trains takes its own part out (`federated/crowd.py`). The network sees the mean of the crowd's
 directions now and up to 5 s ahead, shrunk to "unknown" where few have watched. A further level of the video
 owns a table of vectors by second (3), trained, and shrunk by empirical Bayes: what the crowd's mean does not
 say. The mixture (4), learned on validation windows, lets each horizon lean on the level that predicts it
-best. Part of every batch is predicted without the finer levels, so that the network alone stays a good
-predictor.
+best; while a session plays, its headset leans further to what has predicted this viewer best so far, for
+some look where the others look and some do not (`federated/hedging.py`). Part of every batch is predicted
+without the finer levels, so that the network alone stays a good predictor.
 """
 
 from __future__ import annotations
@@ -44,6 +45,6 @@ GLOBAL_VIDEO = Recipe(
         "model": {"features": {**CROWD, "table": 4}},
         "local": {**LOCAL_SGD, "prefix_share": 0.5},
         "participation": COHORT,
-        "mixing": {"kind": "mixture"},
+        "mixing": {"kind": "mixture", "online": 2.0},
     },
 )

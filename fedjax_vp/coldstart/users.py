@@ -14,13 +14,14 @@ import jax.numpy as jnp
 
 from fedjax_vp.data import splits
 from fedjax_vp.data.protocols import UnseenBoth
-from fedjax_vp.evaluate import Evaluation, Forecaster, adapt, evaluate, make_errors, own
+from fedjax_vp.evaluate import Evaluation, evaluate, make_errors
 from fedjax_vp.federated import arrival, levels, mixing
 from fedjax_vp.federated.federation import build, sampled
 from fedjax_vp.federated.placement import make_place
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Adapt
 from fedjax_vp.federated.simulator import Simulator, simulator
+from fedjax_vp.forecasting import Forecaster, adapt, alone, own
 from fedjax_vp.problem import Problem
 
 LOCAL_STEPS = Adapt(steps=10, lr=0.02, batch=32, on="adapt")
@@ -99,4 +100,4 @@ def _forecaster(sim: Simulator, depth: int) -> Forecaster:
         model = levels.model_of(state[0].levels, session, depth)
         return adapt(sim, model, state[0], arrays, session) if sim.method.adapt.steps else model
 
-    return Forecaster(model_of, sim.task.predictor.apply)
+    return Forecaster(model_of, lambda model, inputs: sim.task.predictor.apply(model, inputs)[None], alone)

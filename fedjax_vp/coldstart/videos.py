@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_vp.data.splits import Split
 from fedjax_vp.data.traces import TraceSet
-from fedjax_vp.evaluate import Evaluation, evaluate, make_errors, own
+from fedjax_vp.evaluate import Evaluation, evaluate, make_errors
 from fedjax_vp.federated import arrival, crowd, mixing
 from fedjax_vp.federated import round as rounds_of
 from fedjax_vp.federated.federation import Arrays, build, sampled, trained_by
@@ -28,6 +28,7 @@ from fedjax_vp.federated.placement import make_place
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Method
 from fedjax_vp.federated.simulator import Simulator, simulator
+from fedjax_vp.forecasting import own
 from fedjax_vp.problem import Problem
 
 SCRATCH = "scratch"

@@ -62,10 +62,10 @@ def of(weights: Weights, session: Int[Array, ""]) -> Float[Array, "level horizon
 
 
 def mix(
-    weights: Float[Array, "level horizon"], predicted: Float[Array, "level window horizon 3"]
+    weights: Float[Array, "level #window horizon"], predicted: Float[Array, "level window horizon 3"]
 ) -> Float[Array, "window horizon 3"]:
     """Normalized mixture of the prefixes' predictions."""
-    return _unit(jnp.sum(weights[:, None, :, None] * predicted, axis=0))
+    return _unit(jnp.sum(weights[..., None] * predicted, axis=0))
 
 
 def last_level(num_levels: int, horizon: int) -> Float[Array, "level horizon"]:
@@ -192,8 +192,7 @@ def _mix_by_row(
     rows: Float[Array, "row level horizon"], found: Validation
 ) -> Float[Array, "window horizon 3"]:
     """`mix` of every window with the weights of its row."""
-    weights = jnp.moveaxis(rows[found.row], 1, 0)[..., None]  # [level, window, horizon, 1]
-    return _unit(jnp.sum(weights * found.predicted, axis=0))
+    return mix(jnp.moveaxis(rows[found.row], 1, 0), found.predicted)
 
 
 def _sum(

@@ -145,6 +145,8 @@ class Mixing:
     whose groups have weights of their own, shrunk toward the common ones, which count as `prior` validation
     sessions. `safe` gives deeper levels weight only as far as at most `most_hurt` of the validation users are
     worse off by half a degree than with the first level alone. `windows`: validation windows a session.
+    `online`, per radian and second: how fast the headset turns, during a session, to the prefixes that have
+    served this session best so far (`hedging.py`); 0 keeps the weights as learned.
     """
 
     kind: Literal["none", "mixture", "best_prefix"] = "none"
@@ -153,8 +155,13 @@ class Mixing:
     safe: bool = False
     most_hurt: float = 0.05
     windows: int = 8
+    online: float = 0.0
 
     def __post_init__(self) -> None:
+        require(
+            math.isfinite(self.online) and self.online >= 0,
+            f"mixing.online is {self.online}: give a rate of 0 or more",
+        )
         require(
             math.isfinite(self.prior) and self.prior >= 0,
             f"mixing.prior is {self.prior}: give a number of sessions, 0 or more",

@@ -1,0 +1,51 @@
+"""Weights that a headset corrects while a session plays: which prefix has served this viewer so far.
+
+Learned weights (`mixing.py`) say what serves most. Whether this viewer looks where the others look shows only
+as the session goes on, and the headset sees it first: a forecast of k seconds ahead can be judged k seconds
+later, without sending anything. So the mixture's weights follow Hedge with a prior (Freund and Schapire,
+"A Decision-Theoretic Generalization of On-Line Learning", JCSS 1997):
+
+    pi[l, k](t) ~ prior[l, k] exp(-rate L[l, k](t))                                             (1)
+    L[l, k](t)  = sum over windows w of the session, w + k <= t, of gap_w error[l, k](w)        (2)
+    prior       = (pi + e_1 + 1 / levels) / 3                                                   (3)
+
+in radians and seconds: gap_w is the time to the next window, at most a whole horizon, so that the sum does
+not depend on how densely windows lie. The learned weights pi have a third of the prior (3); another is the
+first prefix's, which everybody shares, and the last is spread evenly, for what the prior rules out would
+stay ruled out, however well it serves this one viewer.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def weights(
+    learned: Float[Array, "level horizon"],
+    error: Float[Array, "level window horizon"],
+    now: Int[Array, "window"],
+    rate: float,
+    rate_hz: float,
+) -> Float[Array, "level window horizon"]:
+    """Weights at each window of a session, from nothing but what is known by then.
+
+    Args:
+        learned: the weights common to the session, a distribution over levels.
+        error: of each prefix in each window, radians; of windows after the last one, anything finite.
+        now: sample of each window's last observation, growing; equal ones after the last window.
+        rate: of (1), per radian and second.
+        rate_hz: samples a second.
+    """
+    horizon = error.shape[2]
+    gap = jnp.minimum(jnp.diff(now, append=now[-1:]), horizon) / rate_hz  # 0 after the last window
+    loss = jnp.cumsum(gap[None, :, None] * error, axis=1)
+    loss = jnp.pad(loss, ((0, 0), (1, 0), (0, 0)))  # of the first n windows
+
+    def known(ahead: Int[Array, ""], loss: Float[Array, "level count"]) -> Float[Array, "level window"]:
+        return loss[:, jnp.searchsorted(now, now - ahead, side="right")]
+
+    told = jax.vmap(known, (0, 2), 2)(jnp.arange(1, horizon + 1), loss)
+    prior = (learned.at[0].add(1.0) + 1 / learned.shape[0]) / 3
+    return jax.nn.softmax(jnp.log(prior)[:, None] - rate * told, axis=0)

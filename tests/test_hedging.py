@@ -1,0 +1,98 @@
+"""Weights corrected during a session, against a headset that keeps its own account window by window."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+from test_evaluate import FED, TRACES, errors_of, ready
+
+from fedjax_vp.federated import hedging
+from fedjax_vp.federated.settings import Mixing
+
+LEVELS, HORIZON, RATE_HZ = 3, 4, 5.0
+NOW = np.array([3, 4, 6, 7, 8, 20, 21, 22, 22, 22], np.int32)  # a hole, then two that pad
+LEARNED = np.array([[0.0, 0.2, 0.5, 1.0], [0.3, 0.3, 0.5, 0.0], [0.7, 0.5, 0.0, 0.0]], np.float32)
+
+
+def account(
+    learned: np.ndarray, error: np.ndarray, now: np.ndarray, rate: float, rate_hz: float
+) -> np.ndarray:
+    """Equations (1) to (3): each forecast enters the account when its time has come."""
+    levels, _, horizon = error.shape
+    found, first = np.zeros(error.shape), np.eye(levels)[0]
+    for k in range(horizon):
+        for window, present in enumerate(now):
+            lost = np.zeros(levels)
+            for earlier in range(len(now) - 1):
+                if now[earlier] + k + 1 <= present:
+                    gap = min(now[earlier + 1] - now[earlier], horizon) / rate_hz
+                    lost += gap * error[:, earlier, k]
+            weight = (learned[:, k] + first + 1 / levels) / 3 * np.exp(-rate * lost)
+            found[:, window, k] = weight / weight.sum()
+    return found
+
+
+def random_errors(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0, 1, (LEVELS, len(NOW), HORIZON)).astype(np.float32)
+
+
+def weights(error: np.ndarray, rate: float = 3.0) -> np.ndarray:
+    return np.asarray(
+        hedging.weights(jnp.asarray(LEARNED), jnp.asarray(error), jnp.asarray(NOW), rate, RATE_HZ)
+    )
+
+
+def test_weights_are_those_of_the_account() -> None:
+    error = random_errors()
+    np.testing.assert_allclose(weights(error), account(LEARNED, error, NOW, 3.0, RATE_HZ), atol=1e-5)
+
+
+def test_a_forecast_is_judged_only_once_its_time_has_come() -> None:
+    error, window, k = random_errors(), 3, 1
+    later = error.copy()
+    later[0, window, k] += 1.0  # window 3 is at sample 7: what it says of sample 9 is known from then on
+    changed = np.abs(weights(later) - weights(error)).max(axis=0) > 1e-6
+    np.testing.assert_array_equal(np.flatnonzero(changed.any(axis=1)), np.flatnonzero(NOW[window] + 2 <= NOW))
+    assert not np.delete(changed, k, axis=1).any()
+
+
+def test_who_serves_gains_weight_and_nobody_is_ruled_out() -> None:
+    error = np.full((LEVELS, len(NOW), HORIZON), 0.5, np.float32)
+    error[2] = 0.1
+    found = weights(error, 20.0)
+    assert LEARNED[2, 3] == 0
+    np.testing.assert_array_equal(found[2, :, 3], np.maximum.accumulate(found[2, :, 3]))
+    assert found[2, -1, 3] > 0.95
+
+
+def test_a_run_corrects_its_weights_during_each_session() -> None:
+    """What is measured is the mixture with the account's weights, whatever the block size."""
+    mixture = np.random.default_rng(1).dirichlet(np.ones(3), toy.SHAPE.horizon).T.astype(np.float32)
+    sim, state = ready(mixing=Mixing("mixture", online=6.0))
+    found = errors_of(sim, state, mix=jnp.asarray(mixture))
+    sim, _ = ready(mixing=Mixing("mixture"))
+    still = errors_of(sim, state, mix=jnp.asarray(mixture))
+    first = np.flatnonzero(np.diff(found.session, prepend=-1))
+    assert not np.allclose(found.error_deg, still.error_deg, atol=0.05)
+    prior = (mixture + np.eye(3)[:, :1] + 1 / 3) / 3
+    start = errors_of(sim, state, mix=jnp.asarray(prior, jnp.float32))
+    np.testing.assert_allclose(found.error_deg[first], start.error_deg[first], atol=1e-3)
+    # at the first horizon, from the single prefixes' errors
+    each = [errors_of(sim, state, mix=jnp.eye(3)[:, d : d + 1] * jnp.ones((1, 3))) for d in range(3)]
+    session = found.session == found.session[-1]
+    now = np.rint((found.now_s[session] - TRACES.t0[found.session[-1]]) * toy.SHAPE.rate_hz).astype(np.int32)
+    error = np.deg2rad([one.error_deg[session, :1] for one in each])
+    wide = np.concatenate([error, np.zeros((3, len(now), toy.SHAPE.horizon - 1))], axis=2)
+    wanted = account(mixture, wide, now, 6.0, toy.SHAPE.rate_hz)[:, :, :1]
+    for window in (1, len(now) - 1):
+        one = errors_of(sim, state, mix=jnp.asarray(np.broadcast_to(wanted[:, window], (3, 3)), jnp.float32))
+        ours = found.error_deg[session][window, 0]
+        assert ours == pytest.approx(one.error_deg[session][window, 0], abs=1e-3)
+    assert FED.num_sessions == len(TRACES.t0)
+
+
+def test_a_rate_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mixing\.online is -1\.0: give a rate of 0 or more"):
+        Mixing("mixture", online=-1.0)
