@@ -21,7 +21,7 @@ def account(
 ) -> np.ndarray:
     """Equations (1) to (3): each forecast enters the account when its time has come."""
     levels, _, horizon = error.shape
-    found, first = np.zeros(error.shape), np.eye(levels)[0]
+    found = np.zeros(error.shape)
     for k in range(horizon):
         for window, present in enumerate(now):
             lost = np.zeros(levels)
@@ -29,7 +29,7 @@ def account(
                 if now[earlier] + k + 1 <= present:
                     gap = min(now[earlier + 1] - now[earlier], horizon) / rate_hz
                     lost += gap * error[:, earlier, k]
-            weight = (learned[:, k] + first + 1 / levels) / 3 * np.exp(-rate * lost)
+            weight = (learned[:, k] + 1 / levels) / 2 * np.exp(-rate * lost)
             found[:, window, k] = weight / weight.sum()
     return found
 
@@ -76,7 +76,7 @@ def test_a_run_corrects_its_weights_during_each_session() -> None:
     still = errors_of(sim, state, mix=jnp.asarray(mixture))
     first = np.flatnonzero(np.diff(found.session, prepend=-1))
     assert not np.allclose(found.error_deg, still.error_deg, atol=0.05)
-    prior = (mixture + np.eye(3)[:, :1] + 1 / 3) / 3
+    prior = (mixture + 1 / 3) / 2
     start = errors_of(sim, state, mix=jnp.asarray(prior, jnp.float32))
     np.testing.assert_allclose(found.error_deg[first], start.error_deg[first], atol=1e-3)
     # at the first horizon, from the single prefixes' errors

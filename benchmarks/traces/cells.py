@@ -13,7 +13,8 @@ SETS = ("jin", "wu", "david", "avtrack")
 TABLES = ("unseen_users", "adaptation", "within_session", "ablation")
 SINGLE_LEVEL = ("centralized", "fedavg", "per_video", "ifca", "cfl", "fedgroup")
 
-_SHORT = ("fedavg", "centralized", "per_video", "global_video", "three_layers", "five_layers", "ifca", "cfl")
+_STACKS = ("global_video", "three_layers", "five_layers", "global_video_offline", "five_layers_offline")
+_SHORT = ("fedavg", "centralized", "per_video", *_STACKS, "ifca", "cfl")
 _ALL = (*_SHORT, "fedgroup", "finetune", "local_only", "oracle")
 _WITHIN = tuple(name for name in _ALL if name != "centralized")
 _BUDGETS_S = (0, 3, 5, 10)
@@ -34,6 +35,7 @@ _THIN = {"local.batch": 16}  # 4 steps of 16: at most 64 windows a session and r
 _SELDOM = {"evaluate.every": 100, "engine.chunk": 100}  # looks on the way and checkpoints
 _CONFIGS = {"three_layers": "global_video_user", "no_user_category": "five_layers"}
 _CONFIGS |= {"no_video_category": "five_layers", "oracle": "global_video"}
+_OFFLINE = "_offline"  # the same models, mixed by the learned weights to the end of the session
 _CLOCK_S = {"jin": 60, "wu": 75, "david": 45, "avtrack": 60}  # one seed of FedAvg on two cores
 _TIMES = {"centralized": 1.2, "per_video": 1.3, "global_video": 2.0, "three_layers": 3.0, "five_layers": 5.0}
 _TIMES |= {"ifca": 2.5, "cfl": 1.2, "local_only": 0.6, "oracle": 2.0}
@@ -64,6 +66,8 @@ class Cell(NamedTuple):
             method = "five_layers" if self.method.startswith("five_layers") else "fedavg"
         elif self.method == "finetune":
             method = "fedavg"
+        elif self.method.endswith(_OFFLINE):
+            method = self.method.removesuffix(_OFFLINE)
         else:
             return None
         table = "within_session" if self.table == "within_session" else "unseen_users"
@@ -110,7 +114,7 @@ def config(cell: Cell, seed: int) -> Config:
     method = (
         cell.method.rpartition("_")[0] if cell.table == "adaptation" and "_" in cell.method else cell.method
     )
-    source = f"{cell.dataset}_{_CONFIGS.get(method, method)}"
+    source = f"{cell.dataset}_{_CONFIGS.get(method, method).removesuffix(_OFFLINE)}"
     return load_config(source, seed=seed, compare=[], **_overrides(cell, method, source))
 
 
@@ -131,6 +135,8 @@ def _overrides(cell: Cell, method: str, source: str) -> Mapping[str, Any]:
     if cell.table == "ablation":
         levels = load_config(source, compare=[]).levels
         changes["levels"] = [plain(level) for level in levels if level.name != method.removeprefix("no_")]
+    if method.endswith(_OFFLINE):
+        changes["mixing.online"] = 0.0
     if method == "oracle":
         changes["levels"] = {"video": {"grouping": _ORACLE}}
     if method == "local_only" and cell.table == "unseen_users":

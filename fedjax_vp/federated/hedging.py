@@ -7,12 +7,11 @@ later, without sending anything. So the mixture's weights follow Hedge with a pr
 
     pi[l, k](t) ~ prior[l, k] exp(-rate L[l, k](t))                                             (1)
     L[l, k](t)  = sum over windows w of the session, w + k <= t, of gap_w error[l, k](w)        (2)
-    prior       = (pi + e_1 + 1 / levels) / 3                                                   (3)
+    prior       = (pi + 1 / levels) / 2                                                         (3)
 
 in radians and seconds: gap_w is the time to the next window, at most a whole horizon, so that the sum does
-not depend on how densely windows lie. The learned weights pi have a third of the prior (3); another is the
-first prefix's, which everybody shares, and the last is spread evenly, for what the prior rules out would
-stay ruled out, however well it serves this one viewer.
+not depend on how densely windows lie. Half of the prior is spread evenly (3), for what the learned weights
+rule out would stay ruled out, however well it serves this one viewer.
 """
 
 from __future__ import annotations
@@ -47,5 +46,5 @@ def weights(
         return loss[:, jnp.searchsorted(now, now - ahead, side="right")]
 
     told = jax.vmap(known, (0, 2), 2)(jnp.arange(1, horizon + 1), loss)
-    prior = (learned.at[0].add(1.0) + 1 / learned.shape[0]) / 3
+    prior = (learned + 1 / learned.shape[0]) / 2
     return jax.nn.softmax(jnp.log(prior)[:, None] - rate * told, axis=0)
