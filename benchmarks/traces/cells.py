@@ -128,6 +128,7 @@ def _overrides(cell: Cell, method: str, source: str) -> Mapping[str, Any]:
         changes |= _THIN
     if cell.table in ("unseen_users", "within_session"):  # whatever the method's own config asks for
         changes["protocol"] = {"kind": cell.table}
+        changes["protocol.adapt_s"] = changes["protocol.reserve_s"] = 0.0
     if cell.table == "adaptation":
         changes["protocol.reserve_s"] = _BUDGETS_S[-1]
         budget = cell.method.rpartition("_")[2]
