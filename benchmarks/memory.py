@@ -4,10 +4,9 @@
 
 `vp-mlp` (30-256-256-75, chord loss), one step of 32 windows a client, everybody takes part; IFCA has K = 4
 groups and judges them on 32 windows. Sessions are generated inside the round and never stored. What it is
-compared with are rounds over 10^4 clients in the same process, on host devices of their own: the two take
-turns, a few stretches of 256 clients each, so that both see the same machine. The time a client takes is the
-median over stretches of one device; `seconds` leaves out the other's turns. The host is measured, whatever
-else there is.
+compared with are rounds over 10^4 clients in the same process, as many before the large round as after it.
+The time a client takes is the median over stretches of one device. The host is measured, whatever else there
+is.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import argparse
 import json
 import os
 import sys
-import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict
@@ -30,57 +28,21 @@ from fedjax_vp.environment import prepare_jax
 FEW = 10_000
 GROUPS = 4
 PASSES = {"fedavg": 1, "ifca": 2}  # over the clients: IFCA judges before it trains
-TURN = 16  # stretches, of all devices together
-
-
-class Turns:
-    """Two rounds that work in turn. Whoever has had its turn waits at the end of a stretch."""
-
-    def __init__(self) -> None:
-        self._change, self._active, self._left = threading.Condition(), 0, TURN
-        self._ended, self._begun = [False, False], time.perf_counter()
-        self.spent = [0.0, 0.0]
-
-    def step(self, who: int) -> None:
-        """Counts a stretch."""
-        with self._change:
-            self._left -= who == self._active
-            if self._left <= 0:
-                self._pass_on()
-
-    def wait(self, who: int) -> None:
-        """Until it is this one's turn."""
-        with self._change:
-            self._change.wait_for(lambda: self._active == who)
-
-    def end(self, who: int, for_good: bool = False) -> None:
-        """Gives the turn away before it is over, at the end of a round."""
-        with self._change:
-            self._ended[who] |= for_good
-            if self._active == who:
-                self._pass_on()
-
-    def _pass_on(self) -> None:
-        now, other = time.perf_counter(), 1 - self._active
-        self.spent[self._active] += now - self._begun
-        self._begun, self._left = now, TURN
-        if not self._ended[other]:
-            self._active = other
-            self._change.notify_all()
+AROUND = 5  # rounds over few, before the large one and after it
 
 
 class Clock:
     """Seconds of each device's stretches, and a line of progress on stderr."""
 
-    def __init__(self, name: str, stretches: list[int], who: int) -> None:
-        self.name, self.ends, self.who = name, np.cumsum(stretches).tolist(), who
-        self.turns = Turns()
+    def __init__(self, name: str, stretches: list[int]) -> None:
+        self.name, self.ends = name, np.cumsum(stretches).tolist()
         self.restart()
         self.taken: list[list[float]] = [[] for _ in stretches]
 
     def restart(self) -> None:
         """A round begins."""
-        self.shown, self.since = 0.0, dict[int, float]()
+        self.begun = self.shown = time.perf_counter()
+        self.since: dict[int, float] = {}
         self.count: dict[int, int] = defaultdict(int)
 
     def tick(self, device: Any, value: Any) -> None:
@@ -89,27 +51,25 @@ class Clock:
         self.count[place] += 1
         if place in self.since:
             self.taken[bisect_left(self.ends, self.count[place])].append(now - self.since[place])
-        self.turns.step(self.who)
-        self._tell(now)
-        if self.count[place] not in self.ends:
-            self.turns.wait(self.who)
-            self.since[place] = time.perf_counter()
-        else:  # the other devices may wait for this one, and it for them
+        if self.count[place] in self.ends:  # the next pass begins when all devices are done
             self.since.pop(place, None)
+        else:
+            self.since[place] = now
+        self._tell(now)
 
     def _tell(self, now: float) -> None:
-        if self.who or now - self.shown < 2:
+        if now - self.shown < 2:
             return
         self.shown, done = now, sum(self.count.values())
         share = done / (self.ends[-1] * max(len(self.count), 1))
-        left = sum(self.turns.spent) * (1 / share - 1)
+        left = (now - self.begun) * (1 / share - 1)
         print(f"\r{self.name}: {share:4.0%}, {left:.0f} s left ", end="", file=sys.stderr)
 
 
 class Rounds:
-    """Compiled rounds of an algorithm over so many clients, on one half of the host devices."""
+    """Compiled rounds of an algorithm over so many clients."""
 
-    def __init__(self, algorithm: str, clients: int, who: int) -> None:
+    def __init__(self, algorithm: str, clients: int) -> None:
         import jax
         import jax.numpy as jnp
         from workloads import BATCH, MODELS, RATE, SHAPE
@@ -130,14 +90,12 @@ class Rounds:
             local=Local(loss=Chord(), lr=RATE, batch=BATCH, steps=1),
             participation=Everyone(),
         )
-        half = jax.device_count() // 2
-        sim = simulator(self.federation, MODELS["vp-mlp"].build(SHAPE), method, Engine(devices=half))
-        sim = sim._replace(mesh=jax.sharding.Mesh(jax.devices()[who * half :][:half], ("clients",)))
-        plan = stretches.plan(sim.task, sim.block, -(-clients // half))
+        sim = simulator(self.federation, MODELS["vp-mlp"].build(SHAPE), method, Engine())
+        plan = stretches.plan(sim.task, sim.block, -(-clients // sim.mesh.size))
         judged = assignment.judged_together(sim, 0) if algorithm == "ifca" else sim.block
         plans = [stretches.plan(sim.task, judged, plan.clients), plan][-PASSES[algorithm] :]
-        self.clients, self.of_stretch = clients, [p.blocks * p.block * half for p in plans]
-        self.clock = Clock(algorithm, [p.stretches for p in plans], who)
+        self.clients, self.of_stretch = clients, [p.blocks * p.block * sim.mesh.size for p in plans]
+        self.clock = Clock(algorithm, [p.stretches for p in plans])
         sim = sim._replace(task=sim.task._replace(tick=self.clock.tick))
         self.state, self.hyper = round.init(sim, jnp.int32(0)), round.hyper(method, 1)
         self.setup_s = time.perf_counter() - begun
@@ -147,14 +105,14 @@ class Rounds:
         self.compile_s = time.perf_counter() - begun
 
     def run(self) -> Any:
-        """One round from the start, taking turns; its facts."""
+        """One round from the start; its facts."""
         import jax
 
         self.clock.restart()
-        self.clock.turns.wait(self.clock.who)
+        begun = time.perf_counter()
         _, info = jax.block_until_ready(self.round(self.state, self.federation.arrays, self.hyper))
         jax.effects_barrier()
-        self.clock.turns.end(self.clock.who)
+        self.seconds = time.perf_counter() - begun
         assert int(info.reported) == self.clients, "somebody's result was not finite"
         return jax.device_get(info)
 
@@ -166,30 +124,19 @@ class Rounds:
 
 
 def measure(algorithm: str, clients: int) -> dict[str, Any]:
-    """One round over all clients, in turn with rounds over few."""
+    """One round over all clients, between rounds over few."""
     forget_peak()
-    many, few = Rounds(algorithm, clients, 0), Rounds(algorithm, min(FEW, clients), 1)
-    turns = few.clock.turns = many.clock.turns
-    over = threading.Event()
-
-    def compare() -> None:
-        while not over.is_set():
-            few.run()
-        turns.end(1, for_good=True)
-
-    beside = threading.Thread(target=compare)
-    beside.start()
-    try:
-        info = many.run()
-    finally:
-        over.set()
-        turns.end(0, for_good=True)
-        beside.join()
+    many, few = Rounds(algorithm, clients), Rounds(algorithm, min(FEW, clients))
+    for _ in range(AROUND):
+        few.run()
+    info = many.run()
+    for _ in range(AROUND):
+        few.run()
     per_client, base = many.seconds_per_client, few.seconds_per_client
     return {
         "algorithm": algorithm,
         "clients": clients,
-        "seconds": round(turns.spent[0], 3),
+        "seconds": round(many.seconds, 3),
         "seconds_per_client": per_client,
         f"seconds_per_client_{few.clients}": base,
         "ratio": round(per_client / base, 3),
@@ -213,7 +160,7 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={2 * cores}"
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={cores}"
     )
     prepare_jax()
     from ceilings import device

@@ -204,32 +204,23 @@ def _resolve(layers: list[Layer], algorithm: str) -> Config:
 def _resolve_beside(layers: list[Layer], own: str, other: str) -> Config:
     usual, theirs = plain(recipe(own).settings), plain(recipe(other).settings)
     own_only = _without(usual, theirs)
-    kept = [
-        layer._replace(value=_departing(_without(_without(layer.value, own_only), _OWN), usual))
-        for layer in layers
-    ]
+    kept = []
+    for layer in layers:
+        value = _without(_without(layer.value, own_only), _OWN)
+        # A resolved file repeats what its own recipe says: that is nobody else's.
+        kept.append(layer._replace(value=_without(value, usual, where_equal=True)))
     return _resolve([*kept, Layer("compare", {"algorithm": other, "name": other})], other)
 
 
-def _departing(mapping: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping without the leaves that say what a recipe says: a resolved file repeats its own recipe."""
-    result: dict[str, Any] = {}
-    for key, value in mapping.items():
-        same = usual.get(key)
-        if isinstance(value, Mapping) and isinstance(same, Mapping):
-            result[key] = _departing(value, same)
-        elif key not in usual or value != same:
-            result[key] = value
-    return result
-
-
-def _without(mapping: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping without the leaves that `taken` has."""
+def _without(
+    mapping: Mapping[str, Any], taken: Mapping[str, Any], where_equal: bool = False
+) -> dict[str, Any]:
+    """The mapping without the leaves that `taken` has, all of them or only those that say the same."""
     result: dict[str, Any] = {}
     for key, value in mapping.items():
         below = taken.get(key)
         if isinstance(below, Mapping) and isinstance(value, Mapping):
-            result[key] = _without(value, below)
-        elif key not in taken or isinstance(below, Mapping):
+            result[key] = _without(value, below, where_equal)
+        elif key not in taken or (value != below if where_equal else isinstance(below, Mapping)):
             result[key] = value
     return result

@@ -1,8 +1,8 @@
 """Errors on windows of any phase, session by session, inside one compiled function.
 
 A session's models are composed once (and adapted, where the method says so); its windows then pass in blocks,
-first to be predicted, then to be judged. Sessions are dealt to the devices of the mesh. Nothing is padded but
-the last block of a session.
+first to be predicted at the horizons asked for, then to be judged. Sessions are dealt to the devices of the
+mesh. Blocks beyond a session's last are not predicted.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fedjax_vp import geometry, processes
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import levels, mixing
 from fedjax_vp.federated.federation import Arrays, Windows, cut, thin, traces_of
+from fedjax_vp.federated.hedging import Times
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.federated.simulator import Simulator
@@ -46,7 +47,9 @@ class Evaluation(NamedTuple):
 
 
 def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
-    """Learner of the prefixes' weights on validation windows, predicted as test windows will be.
+    """Learner of the prefixes' weights on validation windows, each predicted by the models of its session.
+
+    With `mixing.online` a headset begins with half of them (`federated/hedging.py`).
 
     Raises:
         UserError: The sessions have no label `mixing.per`.
@@ -105,6 +108,8 @@ def make_errors(
     """
     at = np.array([round(h * shape.rate_hz) - 1 for h in settings.horizons_s])
     tiles_at = np.array([round(h * shape.rate_hz) - 1 for h in settings.tile_horizons_s])
+    kept = np.union1d(at, tiles_at)
+    at, tiles_at = np.searchsorted(kept, at), np.searchsorted(kept, tiles_at)
 
     def session_fn(state: Any, arrays: Arrays, windows: Windows, session: Array) -> tuple[Array, Array]:
         size, count = windows.now.shape[1], windows.count[session]
@@ -117,10 +122,11 @@ def make_errors(
 
         def predict(index: Array) -> tuple[Array, Array]:
             inputs, true = cut(traces, shape, jnp.full(block, row[0]), now.reshape(blocks, block)[index])
-            return jnp.moveaxis(forecaster.predict(model, inputs), 0, 1), true
+            return jnp.moveaxis(forecaster.predict(model, inputs)[:, :, kept], 0, 1), true[:, kept]
 
         predicted, true = _by_block(predict, blocks, used)  # [window, prefix, ...] and [window, ...]
-        ours = forecaster.join(model, jnp.moveaxis(predicted, 1, 0), true, now)
+        times = Times(now, kept + 1, shape.rate_hz)
+        ours = forecaster.join(model, jnp.moveaxis(predicted, 1, 0), true, times)
 
         def judge(index: Array) -> tuple[Array, Array]:
             one, target = (x.reshape(blocks, block, *x.shape[1:])[index] for x in (ours, true))

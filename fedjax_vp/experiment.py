@@ -224,7 +224,7 @@ def horizons(config: Config, rate_hz: float) -> Evaluate:
     for key in ("horizons_s", "tile_horizons_s"):
         asked = getattr(config.evaluate, key)
         usable = tuple(h for h in asked if h <= longest and _is_on_grid(h, rate_hz))
-        if (usable != asked and asked != getattr(Evaluate(), key)) or (key == "horizons_s" and not usable):
+        if (usable != asked and asked != getattr(Evaluate(), key)) or not usable:
             raise UserError(
                 f"evaluate.{key} is {list(asked)}: give multiples of a sample, {1 / rate_hz:g} s at "
                 f"{rate_hz:g} Hz, within protocol.horizon_s, {config.protocol.horizon_s:g} s"
@@ -251,9 +251,10 @@ def unmixed(config: Config, split: splits.Split) -> str:
     """Says so, if the config mixes levels and there is nothing to learn the weights on; else nothing."""
     if config.mixing.kind == "none" or len(config.levels) == 1 or split.windows("valid").any():
         return ""
+    together = "begin with half of the weight together" if config.mixing.online else "predict together"
     return (
-        "mixes nothing: no validation window to learn the weights on, so all levels predict together at "
-        "every horizon; raise protocol.valid_share, or set mixing.kind to none"
+        f"learns no weights of its levels, for there is no validation window: all {together} at every "
+        "horizon; raise protocol.valid_share, or set mixing.kind to none"
     )
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from fedjax_vp import geometry
 from fedjax_vp.federated import hedging, levels, mixing
 from fedjax_vp.federated.federation import Arrays, cut, cut_early, gather, traces_of
+from fedjax_vp.federated.hedging import Times
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.simulator import Simulator
 from fedjax_vp.models.base import Inputs, Params, Predictor
@@ -26,14 +27,18 @@ Directions = Float[Array, "window horizon 3"]
 
 
 class Forecaster(NamedTuple):
-    """What predicts: the models of a session, predictions of each, and one prediction made of them."""
+    """What predicts: the models of a session, predictions of each, and one prediction made of them.
+
+    `join` is given the predictions of a session's windows at some horizons, where the viewer then looked, and
+    the times of both. It may use of the truth only what is known by each window.
+    """
 
     model_of: Callable[[Any, Arrays, Int[Array, ""]], Any]  # (state, arrays, session) -> model
     predict: Callable[[Any, Inputs], Predictions]
-    join: Callable[[Any, Predictions, Directions, Int[Array, "window"]], Directions]  # ..., true, now
+    join: Callable[[Any, Predictions, Directions, Times], Directions]
 
 
-def alone(model: Any, predicted: Predictions, true: Directions, now: Int[Array, "window"]) -> Directions:
+def alone(model: Any, predicted: Predictions, true: Directions, times: Times) -> Directions:
     """`Forecaster.join` of a single model."""
     return predicted[0]
 
@@ -47,7 +52,7 @@ def baseline(predictor: Predictor) -> Forecaster:
 
 def own(sim: Simulator) -> Forecaster:
     """The method's own forecasts; its state is `(State, mixing weights)`."""
-    rate, rate_hz = sim.method.mixing.online, sim.federation.shape.rate_hz
+    rate = sim.method.mixing.online
 
     def model_of(state: tuple[State, mixing.Weights], arrays: Arrays, session: Int[Array, ""]) -> Any:
         return prefixes(sim, state[0], arrays, session), mixing.of(state[1], session)
@@ -55,14 +60,16 @@ def own(sim: Simulator) -> Forecaster:
     def predict(model: tuple[Params, Array], inputs: Inputs) -> Predictions:
         return of_prefixes(sim.task.predictor, model[0], inputs)
 
-    def join(model: tuple[Params, Array], predicted: Predictions, true: Directions, now: Array) -> Directions:
+    def join(
+        model: tuple[Params, Array], predicted: Predictions, true: Directions, times: Times
+    ) -> Directions:
         if len(predicted) == 1:
             return predicted[0]
-        weights = model[1][:, None]
-        if rate:
-            error = geometry.great_circle(predicted, true[None])
-            weights = hedging.weights(model[1], error, now, rate, rate_hz)
-        return mixing.mix(weights, predicted)
+        learned = model[1][:, times.ahead - 1]
+        if not rate:
+            return mixing.mix(learned[:, None], predicted)
+        error = geometry.great_circle(predicted, true[None])
+        return mixing.mix(hedging.weights(learned, error, times, rate), predicted)
 
     return Forecaster(model_of, predict, join)
 
@@ -150,7 +157,8 @@ def forecast(
             session, *window = item
             now, inputs, true = jax.tree.map(lambda x: x[None], tuple(window))
             model = forecaster.model_of(state, arrays, session)
-            return forecaster.join(model, forecaster.predict(model, inputs), true, now)[0]
+            times = Times(now, np.arange(1, shape.horizon + 1), shape.rate_hz)
+            return forecaster.join(model, forecaster.predict(model, inputs), true, times)[0]
 
         return inputs.past, target, jax.lax.map(one, (session, now, inputs, target))
 

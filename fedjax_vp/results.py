@@ -79,9 +79,10 @@ def _require_same(out: Path, kept: Mapping[str, Any], asked: Mapping[str, Any]) 
     changed = [key for key in changed if not key.startswith("engine.")]  # lays out, decides nothing
     if changed:
         key = changed[0]
+        was, asked_for = (f"{key} = {one[key]!r}" if key in one else f"no {key}" for one in (before, now))
         raise UserError(
-            f"{out} was run with {key} = {before.get(key)!r}, not {now.get(key)!r}: "
-            "resume it with its own settings, or start a new run"
+            f"{out} was run with {was}, not with {asked_for}: resume it with its own settings and version, "
+            "or start a new run"
         )
 
 

@@ -222,10 +222,15 @@ def test_jax_gets_devices_and_a_private_cache(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_the_user_set_for_jax_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    given = ["--xla_force_host_platform_device_count=3"]
+    monkeypatch.setenv("XLA_FLAGS", " ".join(given))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     environment.prepare_jax()
-    assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=3"
+    assert os.environ["XLA_FLAGS"].split() == [*given, "--xla_cpu_prefer_vector_width=512"]
+    given.append("--xla_cpu_prefer_vector_width=256")
+    monkeypatch.setenv("XLA_FLAGS", " ".join(given))
+    environment.prepare_jax()
+    assert os.environ["XLA_FLAGS"].split() == given
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
 
 

@@ -344,7 +344,7 @@ def test_the_command_measures_what_is_missing_and_keeps_the_rest(
     assert pl.read_parquet(out / "coldstart.parquet").equals(found)
     other = CliRunner().invoke(cli, [*words, "--rounds", "3"])
     assert other.exit_code == 2
-    assert "was run with rounds = 2, not 3" in other.output
+    assert "was run with rounds = 2, not with rounds = 3" in other.output
 
 
 @pytest.mark.slow

@@ -162,4 +162,4 @@ def test_levels_that_cannot_be_mixed_are_noticed(
     monkeypatch.setattr(simulate, "simulate", stand_in.simulate)
     fvp.run(load_config(SMALL, algorithm="global_video", **{"protocol.valid_share": share}))
     note = " ".join(capsys.readouterr().err.split())
-    assert note.count("note: global_video mixes nothing: no validation window") == noted
+    assert note.count("note: global_video learns no weights of its levels") == noted

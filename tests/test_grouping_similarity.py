@@ -41,9 +41,12 @@ def test_cosine_of_none_and_one(count: int) -> None:
     assert all(math.isnan(x) for x in similarity.within_between(found, np.zeros(count, np.int32)))
 
 
-def test_accelerators_compute_the_same_products() -> None:
-    x = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32)
-    np.testing.assert_allclose(similarity._device_products(x), similarity._products(x), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("count", [1, 7, 19])
+def test_many_members_have_the_same_products(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).normal(size=(count, 23)).astype(np.float32)
+    monkeypatch.setattr(similarity, "_MANY", 0)
+    monkeypatch.setattr(similarity, "_COLUMNS", 5)
+    np.testing.assert_allclose(similarity._products(x), x @ x.T, rtol=1e-5, atol=1e-5)
 
 
 def test_within_and_between_leave_out_a_member_with_itself() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
 from test_evaluate import FED, TRACES, errors_of, ready
 
+from fedjax_vp import evaluate
 from fedjax_vp.federated import hedging
 from fedjax_vp.federated.settings import Mixing
 
 LEVELS, HORIZON, RATE_HZ = 3, 4, 5.0
-NOW = np.array([3, 4, 6, 7, 8, 20, 21, 22, 22, 22], np.int32)  # a hole, then two that pad
+NOW = np.array([3, 4, 6, 7, 8, 40, 41, 42, 42, 42], np.int32)  # a hole of 6.4 s, then two that pad
+TIMES = hedging.Times(jnp.asarray(NOW), np.arange(1, HORIZON + 1), RATE_HZ)
 LEARNED = np.array([[0.0, 0.2, 0.5, 1.0], [0.3, 0.3, 0.5, 0.0], [0.7, 0.5, 0.0, 0.0]], np.float32)
 
 
@@ -27,7 +31,7 @@ def account(
             lost = np.zeros(levels)
             for earlier in range(len(now) - 1):
                 if now[earlier] + k + 1 <= present:
-                    gap = min(now[earlier + 1] - now[earlier], horizon) / rate_hz
+                    gap = min((now[earlier + 1] - now[earlier]) / rate_hz, 5.0)
                     lost += gap * error[:, earlier, k]
             weight = (learned[:, k] + 1 / levels) / 2 * np.exp(-rate * lost)
             found[:, window, k] = weight / weight.sum()
@@ -39,9 +43,7 @@ def random_errors(seed: int = 0) -> np.ndarray:
 
 
 def weights(error: np.ndarray, rate: float = 3.0) -> np.ndarray:
-    return np.asarray(
-        hedging.weights(jnp.asarray(LEARNED), jnp.asarray(error), jnp.asarray(NOW), rate, RATE_HZ)
-    )
+    return np.asarray(hedging.weights(jnp.asarray(LEARNED), jnp.asarray(error), TIMES, rate))
 
 
 def test_weights_are_those_of_the_account() -> None:
@@ -68,7 +70,7 @@ def test_who_serves_gains_weight_and_nobody_is_ruled_out() -> None:
 
 
 def test_a_run_corrects_its_weights_during_each_session() -> None:
-    """What is measured is the mixture with the account's weights, whatever the block size."""
+    """What is measured is the mixture with the account's weights."""
     mixture = np.random.default_rng(1).dirichlet(np.ones(3), toy.SHAPE.horizon).T.astype(np.float32)
     sim, state = ready(mixing=Mixing("mixture", online=6.0))
     found = errors_of(sim, state, mix=jnp.asarray(mixture))
@@ -90,9 +92,35 @@ def test_a_run_corrects_its_weights_during_each_session() -> None:
         one = errors_of(sim, state, mix=jnp.asarray(np.broadcast_to(wanted[:, window], (3, 3)), jnp.float32))
         ours = found.error_deg[session][window, 0]
         assert ours == pytest.approx(one.error_deg[session][window, 0], abs=1e-3)
-    assert FED.num_sessions == len(TRACES.t0)
 
 
-def test_a_rate_below_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"mixing\.online is -1\.0: give a rate of 0 or more"):
-        Mixing("mixture", online=-1.0)
+def test_blocks_and_sessions_side_by_side_keep_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    sim, state = ready(mixing=Mixing("mixture", online=6.0))
+    whole = errors_of(sim, state).error_deg
+    monkeypatch.setattr(evaluate, "BLOCK", 3)
+    monkeypatch.setattr(evaluate, "together", lambda mesh: 2)
+    np.testing.assert_allclose(errors_of(sim, state).error_deg, whole, atol=1e-3)
+
+
+def test_what_is_yet_to_come_changes_no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another way from a sample on: windows whose targets lie before it are measured as they were."""
+    sim, state = ready(mixing=Mixing("mixture", online=6.0))
+    found = errors_of(sim, state)
+    now = np.rint((found.now_s - np.asarray(TRACES.t0)[found.session]) * toy.SHAPE.rate_hz).astype(int)
+    turn = int(np.median(now))
+    turned = TRACES.direction.copy()
+    turned[:, turn:] = -turned[:, turn:]
+    arrays = FED.arrays._replace(traces=FED.arrays.traces._replace(direction=jnp.asarray(turned)))
+    federation = replace(FED, arrays=arrays)
+    sim = sim._replace(task=sim.task._replace(federation=federation))
+    after = errors_of(sim, state, FED.arrays.test).error_deg
+    before = now + toy.SHAPE.horizon < turn
+    assert 0 < before.sum() < len(before)
+    np.testing.assert_array_equal(after[before], found.error_deg[before])
+    assert not np.allclose(after[~before], found.error_deg[~before], atol=1.0)
+
+
+@pytest.mark.parametrize("rate", [-1.0, 1e39, float("nan")])
+def test_an_impossible_rate_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match=r"mixing\.online is .*: give a rate from 0 to 1e\+06"):
+        Mixing("mixture", online=rate)

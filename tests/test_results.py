@@ -197,7 +197,7 @@ def test_a_folder_is_not_used_twice(config: Config, tmp_path: Path) -> None:
     run(config, tmp_path / "run")
     with pytest.raises(UserError, match="already holds a run"):
         run(config, tmp_path / "run")
-    with pytest.raises(UserError, match=r"was run with rounds = 4, not 5"):
+    with pytest.raises(UserError, match=r"was run with rounds = 4, not with rounds = 5"):
         run(config.model_copy(update={"rounds": 5}), tmp_path / "run", resume=True)
 
 

@@ -45,20 +45,27 @@ def draw(cells: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
+    from fedjax_vp.report import style
+
+    looks = style.looks(list(NAMES))
     workloads = sorted({cell["workload"] for cell in cells})
     figure, panels = plt.subplots(
         1, len(workloads), figsize=(4.2 * len(workloads), 3.6), layout="constrained", squeeze=False
     )
     for axes, workload in zip(panels[0], workloads, strict=True):
         mine = sorted((c for c in cells if c["workload"] == workload), key=lambda cell: cell["clients"])
-        for (name, label), marker in zip(NAMES.items(), "osD^vx", strict=True):
+        for name, label in NAMES.items():
             found = [(c["clients"], c["runners"][name]) for c in mine if name in c["runners"]]
             rates = [row["client_steps_per_second"] for _, row in found]
-            axes.plot([clients for clients, _ in found], rates, marker=marker, label=label)
+            axes.plot([clients for clients, _ in found], rates, label=label, **looks[name].line())
         axes.set(xscale="log", yscale="log", xlabel="clients", title=workload)
         axes.set_xticks([c["clients"] for c in mine], [str(c["clients"]) for c in mine])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.minorticks_off()
+        axes.grid(color="#e4e4e4", linewidth=0.6)
     panels[0, 0].set_ylabel("client steps a second")
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False

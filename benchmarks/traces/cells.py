@@ -11,7 +11,6 @@ from fedjax_vp.settings_text import plain
 
 SETS = ("jin", "wu", "david", "avtrack")
 TABLES = ("unseen_users", "adaptation", "within_session", "ablation")
-SINGLE_LEVEL = ("centralized", "fedavg", "per_video", "ifca", "cfl", "fedgroup")
 
 _STACKS = ("global_video", "three_layers", "five_layers", "global_video_offline", "five_layers_offline")
 _SHORT = ("fedavg", "centralized", "per_video", *_STACKS, "ifca", "cfl")
@@ -114,7 +113,8 @@ def config(cell: Cell, seed: int) -> Config:
     method = (
         cell.method.rpartition("_")[0] if cell.table == "adaptation" and "_" in cell.method else cell.method
     )
-    source = f"{cell.dataset}_{_CONFIGS.get(method, method).removesuffix(_OFFLINE)}"
+    base = method.removesuffix(_OFFLINE)
+    source = f"{cell.dataset}_{_CONFIGS.get(base, base)}"
     return load_config(source, seed=seed, compare=[], **_overrides(cell, method, source))
 
 

@@ -7,8 +7,8 @@ categories within a video by which of its rows predicts a viewer's windows best;
 and T_v, the video's layer, are those of `global_video`. The trained layers below the first are shrunk by
 empirical Bayes, so that a layer that holds nothing stays at zero, and the prefixes of the hierarchy are
 mixed by horizon, no deeper than validation users are served by, and by what has served the session so far.
-A session whose user was never seen is
-predicted by the layers that know it. `global_video_user` is the same without the categories.
+A session whose user was never seen is predicted by the layers that know it. `global_video_user` is the same
+without the categories.
 """
 
 from __future__ import annotations

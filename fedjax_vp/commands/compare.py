@@ -104,9 +104,10 @@ def parse_seeds(text: str | None) -> list[int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
+    seeds = [int(part) for part in parts if part.isdecimal()]
+    if len(set(seeds)) != len(parts):
         raise UserError(f"--seeds {text}: give different whole numbers with commas between, such as 0,1,2")
-    return [int(part) for part in parts]
+    return seeds
 
 
 def _prepare(targets: Sequence[str]) -> None:

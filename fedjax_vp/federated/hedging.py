@@ -9,42 +9,55 @@ later, without sending anything. So the mixture's weights follow Hedge with a pr
     L[l, k](t)  = sum over windows w of the session, w + k <= t, of gap_w error[l, k](w)        (2)
     prior       = (pi + 1 / levels) / 2                                                         (3)
 
-in radians and seconds: gap_w is the time to the next window, at most a whole horizon, so that the sum does
-not depend on how densely windows lie. Half of the prior is spread evenly (3), for what the learned weights
-rule out would stay ruled out, however well it serves this one viewer.
+in radians and seconds: gap_w is the time to the next window, so that the sum does not depend on how densely
+windows lie, as long as they are no more than 5 s apart; a window stands for no more than that. Half of the
+prior is spread evenly (3), for what the learned weights rule out would stay ruled out, however well it serves
+this one viewer. Only the windows that are measured enter the account, which begins with the first of them.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+LONGEST_GAP_S = 5.0
+
+
+class Times(NamedTuple):
+    """When the windows of a session are, and what is forecast, in samples."""
+
+    now: Int[Array, "window"]  # of the last observation, growing; equal ones pad the last window
+    ahead: Int[np.ndarray, "horizon"]  # of each horizon, from 1
+    rate_hz: float
 
 
 def weights(
     learned: Float[Array, "level horizon"],
     error: Float[Array, "level window horizon"],
-    now: Int[Array, "window"],
+    times: Times,
     rate: float,
-    rate_hz: float,
 ) -> Float[Array, "level window horizon"]:
     """Weights at each window of a session, from nothing but what is known by then.
 
     Args:
         learned: the weights common to the session, a distribution over levels.
         error: of each prefix in each window, radians; of windows after the last one, anything finite.
-        now: sample of each window's last observation, growing; equal ones after the last window.
+        times: of the windows and horizons.
         rate: of (1), per radian and second.
-        rate_hz: samples a second.
     """
-    horizon = error.shape[2]
-    gap = jnp.minimum(jnp.diff(now, append=now[-1:]), horizon) / rate_hz  # 0 after the last window
+    now = times.now
+    gap = jnp.diff(now, append=now[-1:]) / times.rate_hz  # 0 after the last window
+    gap = jnp.minimum(gap, LONGEST_GAP_S)
     loss = jnp.cumsum(gap[None, :, None] * error, axis=1)
     loss = jnp.pad(loss, ((0, 0), (1, 0), (0, 0)))  # of the first n windows
 
     def known(ahead: Int[Array, ""], loss: Float[Array, "level count"]) -> Float[Array, "level window"]:
         return loss[:, jnp.searchsorted(now, now - ahead, side="right")]
 
-    told = jax.vmap(known, (0, 2), 2)(jnp.arange(1, horizon + 1), loss)
+    told = jax.vmap(known, (0, 2), 2)(jnp.asarray(times.ahead, jnp.int32), loss)
     prior = (learned + 1 / learned.shape[0]) / 2
     return jax.nn.softmax(jnp.log(prior)[:, None] - rate * told, axis=0)

@@ -136,6 +136,9 @@ class Pooling:
     weights: Literal["windows", "equal", "sqrt"] = "windows"
 
 
+MOST_ONLINE = 1e6  # beyond, the best prefix so far has all the weight anyway
+
+
 @dataclass(frozen=True)
 class Mixing:
     """Prediction-level mixing by horizon of the prefix models, learned on validation windows.
@@ -146,7 +149,8 @@ class Mixing:
     sessions. `safe` gives deeper levels weight only as far as at most `most_hurt` of the validation users are
     worse off by half a degree than with the first level alone. `windows`: validation windows a session.
     `online`, per radian and second: how fast the headset turns, during a session, to the prefixes that have
-    served this session best so far (`hedging.py`); 0 keeps the weights as learned.
+    served this session best so far (`hedging.py`); 0 keeps the weights as learned. Above 0 it makes a mixture
+    of `best_prefix` too, and begins with half of the weight spread evenly, whatever `safe` has found.
     """
 
     kind: Literal["none", "mixture", "best_prefix"] = "none"
@@ -159,8 +163,8 @@ class Mixing:
 
     def __post_init__(self) -> None:
         require(
-            math.isfinite(self.online) and self.online >= 0,
-            f"mixing.online is {self.online}: give a rate of 0 or more",
+            0 <= self.online <= MOST_ONLINE,
+            f"mixing.online is {self.online}: give a rate from 0 to {MOST_ONLINE:g}",
         )
         require(
             math.isfinite(self.prior) and self.prior >= 0,

@@ -91,10 +91,12 @@ class Features:
     def __post_init__(self) -> None:
         if self.table < 0:
             raise ValueError(f"features.table is {self.table}: give a number of vectors, or 0 for no table")
-        if (self.table or self.crowd) and (not self.table_at_s or min(self.table_at_s) < 0):
+        if (self.table or self.crowd) and not (
+            self.table_at_s and all(math.isfinite(at) and at >= 0 for at in self.table_at_s)
+        ):
             at_s = list(self.table_at_s)
             raise ValueError(f"features.table_at_s is {at_s}: give times ahead in seconds, such as [1, 3, 5]")
-        if not self.table_bin_s > 0:
+        if not (math.isfinite(self.table_bin_s) and self.table_bin_s > 0):
             raise ValueError(f"features.table_bin_s is {self.table_bin_s}: give a positive number of seconds")
 
     def num_bins(self, shape: WindowShape, bin_s: float) -> int:

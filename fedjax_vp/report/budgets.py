@@ -13,7 +13,6 @@ from fedjax_vp.report import style
 from fedjax_vp.report.style import End
 
 _PANEL_IN = 3.0, 2.2
-_LEFT_IN, _BOTTOM_IN, _TOP_IN, _GAP_IN = 0.7, 0.5, 0.2, 0.25
 
 
 class Column(NamedTuple):
@@ -29,20 +28,10 @@ def over_budgets(columns: Sequence[Column], horizons_s: Sequence[float]) -> Figu
     """Error of every line over the counts of each column, a row a horizon."""
     names = list(dict.fromkeys(name for column in columns for name in column.error_deg))
     looks = style.looks(names)
-    right = style.label_width_in(names)
-    width = _LEFT_IN + len(columns) * _PANEL_IN[0] + (len(columns) - 1) * _GAP_IN + right
-    height = _BOTTOM_IN + len(horizons_s) * _PANEL_IN[1] + (len(horizons_s) - 1) * _GAP_IN + _TOP_IN
+    room = style.Room(0.7, 0.5, 0.2, style.label_width_in(names), across=0.25, down=0.25)
     with matplotlib.rc_context(style.RC):
-        figure = Figure(figsize=(width, height))
-        axes = figure.subplots(len(horizons_s), len(columns), squeeze=False, sharex="col", sharey="row")
-        figure.subplots_adjust(
-            left=_LEFT_IN / width,
-            right=1 - right / width,
-            bottom=_BOTTOM_IN / height,
-            top=1 - _TOP_IN / height,
-            wspace=_GAP_IN / _PANEL_IN[0],
-            hspace=_GAP_IN / _PANEL_IN[1],
-        )
+        shape = len(horizons_s), len(columns)
+        figure, axes = style.panels(*shape, _PANEL_IN, room, sharex="col", sharey="row")
         for at, row in enumerate(axes):
             for column, one in zip(columns, row, strict=True):
                 place = np.arange(len(column.counts))

@@ -6,9 +6,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import polars as pl
+from polars.exceptions import PolarsError
 
 from fedjax_vp import metrics
 from fedjax_vp.errors import UserError
@@ -133,7 +135,7 @@ def read(path: Path, label: str | None = None) -> RunFolder:
         return RunFolder(
             *(path, name, summary, manifest, clients, history, compare, examples, histories, users, groups)
         )
-    except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+    except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError, PolarsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: the run folder cannot be read ({reason}); run it again") from error
 

@@ -12,7 +12,7 @@ from fedjax_vp.report import style
 from fedjax_vp.report.style import Look
 
 _PANEL_IN = 3.2, 2.0
-_LEFT_IN, _BOTTOM_IN, _TOP_IN, _GAP_IN, _KEY_IN = 0.7, 0.5, 0.35, 0.45, 1.5
+_ROOM = style.Room(0.7, 0.5, 0.35, 1.5, across=0.45, down=0.2)
 _GRAYS = ("#d9d9d9", "#f2f2f2")  # of neighboring groups
 _LINES = {
     "within": ("within groups", Look("#0072B2", "-", "o")),
@@ -39,19 +39,9 @@ def over_rounds(groups: pl.DataFrame) -> Figure | None:
     levels = groups["level"].unique(maintain_order=True).to_list()
     panels = [name for name, has in {"alike": "within", "true": "ari"}.items() if _known(groups, has).height]
     panels.append("sizes")
-    width = _LEFT_IN + len(levels) * _PANEL_IN[0] + (len(levels) - 1) * _GAP_IN + _KEY_IN
-    height = _BOTTOM_IN + len(panels) * _PANEL_IN[1] + (len(panels) - 1) * 0.2 + _TOP_IN
     with matplotlib.rc_context(style.RC):
-        figure = Figure(figsize=(width, height))
-        axes = figure.subplots(len(panels), len(levels), squeeze=False, sharex="col", sharey="row")
-        figure.subplots_adjust(
-            left=_LEFT_IN / width,
-            right=1 - _KEY_IN / width,
-            bottom=_BOTTOM_IN / height,
-            top=1 - _TOP_IN / height,
-            wspace=_GAP_IN / _PANEL_IN[0],
-            hspace=0.2 / _PANEL_IN[1],
-        )
+        shape = len(panels), len(levels)
+        figure, axes = style.panels(*shape, _PANEL_IN, _ROOM, sharex="col", sharey="row")
         for column, level in zip(axes.T, levels, strict=True):
             rows = groups.filter(pl.col("level") == level).sort("round")
             for panel, one in zip(panels, column, strict=True):

@@ -148,21 +148,9 @@ def _legend(figure: Figure, axes: Axes, methods: list[str], looks: Mapping[str, 
 def _panels(
     rows: int, columns: int, labels: Sequence[str], panel_in: tuple[float, float], key_in: float = 0.0
 ) -> tuple[Figure, list[list[Axes]]]:
-    """Axes of fixed size, so that the labels' places can be worked out before drawing."""
-    left, bottom, top, between = 0.75, 0.5, 0.18, 0.8
-    right = style.label_width_in(labels) + key_in
-    width = left + columns * panel_in[0] + (columns - 1) * between + right
-    height = bottom + rows * panel_in[1] + (rows - 1) * 0.3 + top
-    figure = Figure(figsize=(width, height))
-    axes = figure.subplots(rows, columns, squeeze=False)
-    figure.subplots_adjust(
-        left=left / width,
-        right=1 - right / width,
-        bottom=bottom / height,
-        top=1 - top / height,
-        wspace=between / panel_in[0],
-        hspace=0.3 / panel_in[1],
-    )
+    """Axes with room for labels to the right of each row."""
+    room = style.Room(0.75, 0.5, 0.18, style.label_width_in(labels) + key_in, across=0.8, down=0.3)
+    figure, axes = style.panels(rows, columns, panel_in, room)
     return figure, [list(row) for row in axes]
 
 

@@ -65,6 +65,39 @@ class End(NamedTuple):
     look: Look
 
 
+class Room(NamedTuple):
+    """Inches around panels, and between them."""
+
+    left: float
+    bottom: float
+    top: float
+    right: float
+    across: float  # between columns
+    down: float  # between rows
+
+
+def panels(
+    rows: int, columns: int, panel_in: tuple[float, float], room: Room, **shared: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure as large as its panels ask for, and these: [row, column].
+
+    Their places can be worked out before anything is drawn. What is `shared` is `Figure.subplots`' own.
+    """
+    width = room.left + columns * panel_in[0] + (columns - 1) * room.across + room.right
+    height = room.bottom + rows * panel_in[1] + (rows - 1) * room.down + room.top
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(rows, columns, squeeze=False, **shared)
+    figure.subplots_adjust(
+        left=room.left / width,
+        right=1 - room.right / width,
+        bottom=room.bottom / height,
+        top=1 - room.top / height,
+        wspace=room.across / panel_in[0],
+        hspace=room.down / panel_in[1],
+    )
+    return figure, axes
+
+
 def looks(methods: Sequence[str]) -> dict[str, Look]:
     """A look for each method, in order; baselines are gray wherever they stand."""
     others = [method for method in methods if method not in _BASELINES]

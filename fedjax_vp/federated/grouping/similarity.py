@@ -11,6 +11,7 @@ Meant for up to 8192 members (256 MB); beyond that, compare sketches with a few 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,9 @@ from jaxtyping import Array, Float, Int
 
 from fedjax_vp.federated.grouping.labels import same_group
 
-_BLOCKS = 8  # of rows, on an accelerator: 9/16 of the whole product
+_BLOCKS = 8  # of rows: 9/16 of the whole product
+_COLUMNS = 4096  # at a time
+_MANY = 2048  # members, on a CPU
 
 
 class Separation(NamedTuple):
@@ -44,26 +47,32 @@ def cosine(updates: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
 def _products(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
     """All inner products.
 
-    On a CPU NumPy hands a product with one's own transpose to BLAS's syrk, which computes blocks of one
-    triangle only; an accelerator does blocks of rows from the diagonal on, and the host mirrors them.
+    Few members are NumPy's, which hands a product with one's own transpose to BLAS's syrk. Where there are
+    many, or an accelerator, blocks of rows from the diagonal on are added up over slices of columns, and the
+    host mirrors them: on two AVX-512 cores 70 % of a large product's rate for 8192 members, syrk 59 %.
     """
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and len(x) < _MANY:
         return x @ x.T
-    return _device_products(x)
-
-
-def _device_products(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
-    out = np.zeros((len(x), len(x)), np.float32)
     step = -(-len(x) // _BLOCKS) or 1
-    rows = jnp.asarray(x)
-    for begin in range(0, len(x), step):
-        out[begin : begin + step, begin:] = _block(rows[begin : begin + step], rows[begin:])
+    begins = range(0, len(x), step)
+    parts = [jnp.zeros((min(step, len(x) - begin), len(x) - begin)) for begin in begins]
+    for at in range(0, x.shape[1], _COLUMNS):
+        parts = _add(parts, np.ascontiguousarray(x[:, at : at + _COLUMNS]), step)
+    out = np.zeros((len(x), len(x)), np.float32)
+    for begin, part in zip(begins, parts, strict=True):
+        out[begin : begin + step, begin:] = part
     return np.triu(out) + np.triu(out, 1).T
 
 
-@jax.jit
-def _block(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+@partial(jax.jit, donate_argnums=0, static_argnums=2)
+def _add(parts: list[Array], x: Float[Array, "n d"], step: int) -> list[Array]:
+    """Blocks of `step` rows, and the products of their members with those from the block on."""
+    exact = jax.lax.Precision.HIGHEST
+    begins = range(0, len(x), step)
+    return [
+        part + jnp.matmul(x[begin : begin + step], x[begin:].T, precision=exact)
+        for part, begin in zip(parts, begins, strict=True)
+    ]
 
 
 def cosine_to(
