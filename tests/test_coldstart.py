@@ -337,6 +337,12 @@ def test_the_command_measures_what_is_missing_and_keeps_the_rest(
     ]
     assert (out / "manifest.json").is_file()
 
+    (out / "figures" / "new_users.png").unlink()
+    again = CliRunner().invoke(cli, ["report", str(out)])
+    assert again.exit_code == 0, again.output
+    assert "a new video after so many rounds" in " ".join(again.output.split())
+    assert (out / "figures" / "new_users.png").is_file()
+
     asked.clear()
     (out / "cells" / "viewers-1-seed4.parquet").unlink()
     assert CliRunner().invoke(cli, words).exit_code == 0
@@ -345,6 +351,10 @@ def test_the_command_measures_what_is_missing_and_keeps_the_rest(
     other = CliRunner().invoke(cli, [*words, "--rounds", "3"])
     assert other.exit_code == 2
     assert "was run with rounds = 2, not with rounds = 3" in other.output
+    (out / "coldstart.parquet").write_text("nothing")
+    broken = CliRunner().invoke(cli, ["report", str(out)])
+    assert broken.exit_code == 2
+    assert "the cold start cannot be read" in broken.output
 
 
 @pytest.mark.slow

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from test_evaluate import FED, TRACES, errors_of, ready
+from test_evaluate import FED, TRACES, errors_of, phases, ready
 
 from fedjax_vp import evaluate
 from fedjax_vp.federated import hedging
+from fedjax_vp.federated.federation import build
 from fedjax_vp.federated.settings import Mixing
 
 LEVELS, HORIZON, RATE_HZ = 3, 4, 5.0
@@ -102,22 +103,22 @@ def test_blocks_and_sessions_side_by_side_keep_the_account(monkeypatch: pytest.M
     np.testing.assert_allclose(errors_of(sim, state).error_deg, whole, atol=1e-3)
 
 
-def test_what_is_yet_to_come_changes_no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another way from a sample on: windows whose targets lie before it are measured as they were."""
+def test_what_is_yet_to_come_changes_no_forecast() -> None:
+    """Another way from a sample on: what is foreseen of the samples before it stays as it was."""
     sim, state = ready(mixing=Mixing("mixture", online=6.0))
     found = errors_of(sim, state)
     now = np.rint((found.now_s - np.asarray(TRACES.t0)[found.session]) * toy.SHAPE.rate_hz).astype(int)
-    turn = int(np.median(now))
+    turn = int(now[found.session == 0].max()) - 1  # with windows on both sides
     turned = TRACES.direction.copy()
     turned[:, turn:] = -turned[:, turn:]
-    arrays = FED.arrays._replace(traces=FED.arrays.traces._replace(direction=jnp.asarray(turned)))
-    federation = replace(FED, arrays=arrays)
+    federation = build(replace(TRACES, direction=turned), phases(), toy.SHAPE)
     sim = sim._replace(task=sim.task._replace(federation=federation))
     after = errors_of(sim, state, FED.arrays.test).error_deg
-    before = now + toy.SHAPE.horizon < turn
-    assert 0 < before.sum() < len(before)
-    np.testing.assert_array_equal(after[before], found.error_deg[before])
-    assert not np.allclose(after[~before], found.error_deg[~before], atol=1.0)
+    for column, ahead in enumerate((1, 3)):
+        before = now + ahead < turn
+        assert 0 < before.sum() < len(before)
+        np.testing.assert_array_equal(after[before, column], found.error_deg[before, column])
+        assert not np.allclose(after[~before, column], found.error_deg[~before, column], atol=1.0)
 
 
 @pytest.mark.parametrize("rate", [-1.0, 1e39, float("nan")])

@@ -9,6 +9,8 @@ import click
 
 from fedjax_vp.errors import UserError
 
+TABLE = "coldstart.parquet"
+
 
 @click.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True},
@@ -62,8 +64,6 @@ def execute(
     from fedjax_vp.config import load_config
     from fedjax_vp.environment import prepare_devices
     from fedjax_vp.progress import Tally
-    from fedjax_vp.report import tables
-    from fedjax_vp.report.figures import write as draw
 
     config = running.adjusted(load_config(name, **{"compare": [], **dict(overrides)}))
     seeds = [config.seed] if seeds is None else seeds
@@ -79,13 +79,36 @@ def execute(
         done = str(stop) or "what was saved is kept"
         click.echo(f"interrupted: the same command continues ({done})", err=True)
         sys.exit(130)
-    setting = tables.describe(config.to_mapping()["dataset"])
-    shown = table.to_tables(found, setting)
-    results.write_table(out / "coldstart.parquet", found)
-    (out / "coldstart.md").write_text("\n".join(one.markdown() for one in shown), "utf-8")
-    draw(out / "figures", table.figures(found))
+    results.write_table(out / TABLE, found)
     results.write_json(out / results.SUMMARY, table.summary(config, found))
-    for one in shown:
-        tables.show(one)
+    present(out)
     click.echo(f"written to {out}")
     return out
+
+
+def present(folder: Path) -> None:
+    """Prints a cold start's tables and writes them and its figures into its folder.
+
+    Raises:
+        UserError: A file in the folder cannot be read.
+    """
+    import json
+
+    import polars as pl
+
+    from fedjax_vp import results
+    from fedjax_vp.coldstart import table
+    from fedjax_vp.report import tables
+    from fedjax_vp.report.figures import write as draw
+
+    try:
+        found = pl.read_parquet(folder / TABLE)
+        dataset = json.loads((folder / results.MANIFEST).read_text("utf-8"))["config"]["dataset"]
+        shown = table.to_tables(found, tables.describe(dataset))
+    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder}: the cold start cannot be read ({reason}); run it again") from error
+    (folder / "coldstart.md").write_text("\n".join(one.markdown() for one in shown), "utf-8")
+    draw(folder / "figures", table.figures(found))
+    for one in shown:
+        tables.show(one)

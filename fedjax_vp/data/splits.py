@@ -25,9 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_vp.data import roles as roles_of
 from fedjax_vp.data.protocols import (
-    DAVID_TEST_VIDEOS,
-    NETLLM_LISTS,
     NetLLM,
     Protocol,
     UnseenBoth,
@@ -36,8 +35,8 @@ from fedjax_vp.data.protocols import (
     Windows,
     WithinSession,
 )
+from fedjax_vp.data.roles import Roles
 from fedjax_vp.data.traces import TraceSet
-from fedjax_vp.errors import UserError
 
 __all__ = [
     "NetLLM",
@@ -82,7 +81,7 @@ def split(traces: TraceSet, protocol: Protocol) -> Split:
     Raises:
         UserError: Traces or lists the protocol cannot be used with.
     """
-    return _split_roles(traces, protocol, _roles(traces, protocol))
+    return _split_roles(traces, protocol, roles_of.of(traces, protocol))
 
 
 class Arrivals(NamedTuple):
@@ -94,8 +93,8 @@ class Arrivals(NamedTuple):
 
 def arrivals(traces: TraceSet, protocol: UnseenBoth) -> Arrivals:
     """Splits of the time when the test videos, or the test users on known videos, arrive."""
-    users, videos = _unseen(traces, protocol)
-    first = _roles(traces, protocol)
+    users, videos = roles_of.unseen(traces, protocol)
+    first = roles_of.of(traces, protocol)
     roles = Roles(~users & videos, first.valid, first.test), Roles(first.train, first.valid, users & ~videos)
     return Arrivals(*(_split_roles(traces, protocol, one) for one in roles))
 
@@ -115,37 +114,6 @@ def _split_roles(traces: TraceSet, protocol: Protocol, roles: Roles) -> Split:
     return masks._replace(row=row.astype(np.int32))
 
 
-class Roles(NamedTuple):
-    """What whole sessions are for, each bool [trace]; where time decides, every session is for everything."""
-
-    train: np.ndarray
-    valid: np.ndarray
-    test: np.ndarray
-
-
-def _roles(traces: TraceSet, protocol: Protocol) -> Roles:
-    everyone = np.ones(traces.num_traces, bool)
-    match protocol:
-        case WithinSession():
-            return Roles(everyone, everyone, everyone)
-        case NetLLM():
-            return _named_roles(traces)
-        case UnseenUsers():
-            tests = _ranks(traces.user) % protocol.folds == protocol.fold
-            trains = ~tests
-            if protocol.rehearse:
-                tests = _every(traces.user, trains, protocol.rehearse)
-                trains &= ~tests
-        case UnseenVideos():
-            tests = _ranks(traces.video) % protocol.folds == protocol.fold
-            trains = ~tests
-        case UnseenBoth():
-            users, videos = _unseen(traces, protocol)
-            trains, tests = ~users & ~videos, users & videos
-    valids = _keep_valid(traces, trains, protocol.valid_share)
-    return Roles(trains & ~valids, valids, tests)
-
-
 def _masks(traces: TraceSet, protocol: Protocol, roles: Roles) -> Split:
     match protocol:
         case WithinSession():
@@ -163,57 +131,10 @@ def _samples(traces: TraceSet, protocol: Windows) -> tuple[int, int]:
     )
 
 
-def _ranks(codes: np.ndarray) -> np.ndarray:
-    """Position [trace] of each trace's user or video among those present."""
-    return np.unique(codes, return_inverse=True)[1]
-
-
-def _every(codes: np.ndarray, among: np.ndarray, step: int) -> np.ndarray:
-    """Bool [trace]: the trace's user or video is a `step`-th one of those present `among` the traces."""
-    found = np.zeros(len(codes), bool)
-    found[among] = _ranks(codes[among]) % step == step - 1
-    return found
-
-
 def _on_stride(traces: TraceSet, protocol: Windows, stride: int) -> np.ndarray:
     """Bool [trace, time]: every `stride`-th sample by video time, counted from start_s."""
     steps = np.rint((traces.time_s() - protocol.start_s) * traces.rate_hz).astype(np.int64)
     return steps % stride == 0
-
-
-def _unseen(traces: TraceSet, protocol: UnseenBoth) -> tuple[np.ndarray, np.ndarray]:
-    """Bool [trace]: the user tests, the video tests."""
-    return _ranks(traces.user) % 2 == 1, _test_videos(traces, protocol)
-
-
-def _test_videos(traces: TraceSet, protocol: UnseenBoth) -> np.ndarray:
-    """Bool [trace]: the video tests."""
-    names = protocol.test_videos
-    if not names and set(DAVID_TEST_VIDEOS) <= set(traces.video_ids):
-        names = DAVID_TEST_VIDEOS
-    if not names:
-        return _ranks(traces.video) % 5 == 4
-    unknown = sorted(set(names) - set(traces.video_ids))
-    if unknown:
-        raise UserError(
-            f"protocol.test_videos names {unknown[0]!r}, which {traces.name} does not have: "
-            f"give some of {', '.join(traces.video_ids[:5])}, ..."
-        )
-    return np.isin(traces.video, [traces.video_ids.index(name) for name in names])
-
-
-def _keep_valid(traces: TraceSet, trains: np.ndarray, share: float) -> np.ndarray:
-    """Bool [trace]: training sessions for validation, spread over users and videos.
-
-    The only training session of a user or of a video keeps training.
-    """
-    keep = np.zeros(len(trains), bool)
-    if share > 0 and trains.any():
-        user, video = traces.user[trains], traces.video[trains]
-        chosen = (_ranks(user) + _ranks(video)) % round(1 / share) == 0
-        chosen &= (np.bincount(user)[user] > 1) & (np.bincount(video)[video] > 1)
-        keep[trains] = chosen
-    return keep
 
 
 def _split_sessions(traces: TraceSet, protocol: Windows, roles: Roles) -> Split:
@@ -276,20 +197,6 @@ def _split_time(traces: TraceSet, protocol: WithinSession) -> Split:
     )
 
 
-def _named_roles(traces: TraceSet) -> Roles:
-    """NetLLM's lists; sessions of users and videos from different lists are left out."""
-    if traces.name not in NETLLM_LISTS:
-        raise UserError(
-            f"protocol netllm has no lists for dataset {traces.name!r}: choose {' or '.join(NETLLM_LISTS)}"
-        )
-    users, videos = NETLLM_LISTS[traces.name]
-    lists = (
-        _named(traces.user, traces.user_ids, user_list) & _named(traces.video, traces.video_ids, video_list)
-        for user_list, video_list in zip(users, videos, strict=True)
-    )
-    return Roles(*lists)
-
-
 def _split_netllm(traces: TraceSet, protocol: NetLLM, roles: Roles) -> Split:
     """Whole sessions to phases, each window with enough of its session left."""
     phases = _split_sessions(traces, protocol, roles)
@@ -297,8 +204,3 @@ def _split_netllm(traces: TraceSet, protocol: NetLLM, roles: Roles) -> Split:
     left_s = (last[:, None] - 1 - np.arange(traces.valid.shape[1])[None, :]) / traces.rate_hz
     tail = left_s >= protocol.tail_s - _SLACK_S
     return phases._replace(train=phases.train & tail, valid=phases.valid & tail, test=phases.test & tail)
-
-
-def _named(codes: np.ndarray, ids: tuple[str, ...], wanted: tuple[int, ...]) -> np.ndarray:
-    """Bool [trace]: the trace's user or video is one of the wanted."""
-    return np.isin(codes, [index for index, name in enumerate(ids) if name in set(map(str, wanted))])

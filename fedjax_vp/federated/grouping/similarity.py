@@ -38,8 +38,8 @@ class Separation(NamedTuple):
 def cosine(updates: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
     """(1) in float32, clipped to [-1, 1]; 0 with a member whose update is zero."""
     updates = np.ascontiguousarray(updates, np.float32)
-    norm = np.linalg.norm(updates, axis=1)
     out = _products(updates)
+    norm = np.sqrt(out.diagonal())
     out /= norm[:, None] * norm[None, :] + np.float32(1e-12)
     return np.clip(out, -1, 1, out=out)
 
@@ -58,10 +58,12 @@ def _products(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
     parts = [jnp.zeros((min(step, len(x) - begin), len(x) - begin)) for begin in begins]
     for at in range(0, x.shape[1], _COLUMNS):
         parts = _add(parts, np.ascontiguousarray(x[:, at : at + _COLUMNS]), step)
-    out = np.zeros((len(x), len(x)), np.float32)
+    out = np.empty((len(x), len(x)), np.float32)
     for begin, part in zip(begins, parts, strict=True):
-        out[begin : begin + step, begin:] = part
-    return np.triu(out) + np.triu(out, 1).T
+        block = np.asarray(part)
+        out[begin : begin + step, begin:] = block
+        out[begin + step :, begin : begin + step] = block[:, step:].T
+    return out
 
 
 @partial(jax.jit, donate_argnums=0, static_argnums=2)
