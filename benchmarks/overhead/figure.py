@@ -46,7 +46,7 @@ def _panel(axes: Any, rows: list[dict[str, Any]]) -> None:
         mine = sorted((row for row in rows if row["groups"] == groups), key=lambda row: row["clients"])
         for part, color in zip(PARTS, COLORS, strict=False):
             label = part if groups in (1, 4) else None
-            seconds = [max(row[f"{part}_s"], 1e-5) for row in mine]
+            seconds = [row[f"{part}_s"] or float("nan") for row in mine]  # none is not drawn
             alpha = 1.0 if groups in (1, 4) else 0.45
             look = {"marker": ".", "color": color, "alpha": alpha, "label": label}
             axes.plot([row["clients"] for row in mine], seconds, **look)
