@@ -135,7 +135,8 @@ def make_errors(
                 one[:, tiles_at], target[:, tiles_at], settings.grid
             )
 
-        return tuple(x[:size] for x in _by_block(judge, blocks, used))
+        error, tiles = _by_block(judge, blocks, used)
+        return error[:size], tiles[:size]
 
     def device_fn(state: Any, arrays: Arrays, windows: Windows, sessions: Array) -> tuple[Array, Array]:
         return jax.lax.map(
