@@ -79,11 +79,11 @@ def exact(members: int, size: int = 104_267) -> dict[str, Any]:
     """Rate of all cosines, and of a large matrix product before and after."""
     from ceilings import matmul_gflops
 
-    from fedjax_vp.federated.grouping.similarity import _COLUMNS, cosine
+    from fedjax_vp.federated.grouping.similarity import COLUMNS, cosine
 
     updates = np.random.default_rng(0).standard_normal((members, size), np.float32)
     ceilings = [matmul_gflops()]
-    cosine(updates[:, : _COLUMNS + size % _COLUMNS])  # compiles both shapes of slices
+    cosine(updates[:, : COLUMNS + size % COLUMNS])  # compiles both shapes of slices
     begun = time.perf_counter()
     cosine(updates)
     seconds = time.perf_counter() - begun

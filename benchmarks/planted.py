@@ -5,7 +5,7 @@
 Two federations of 16 viewers and 4 videos with 2 x 2 planted groups, 5 seeds each, a linear predictor (the
 planted response is linear), at each distance between the groups; the seeds of a federation run side by side
 in one compiled function. Run it again with the same folder and finished cells are reused. Writes
-`cells/*.json`, `planted.json`, `planted.md` and `planted.png` into the folder.
+`cells/*.json` (a point a seed), `planted.json`, `planted.md` and `planted.png` into the folder.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> None:
         "wall_s": seconds,
         "summary": found,
     }
-    (options.out / "planted.json").write_text(json.dumps({**whole, "points": points}, indent=1) + "\n")
+    (options.out / "planted.json").write_text(json.dumps(whole, indent=1) + "\n")
     (options.out / "planted.md").write_text(text + "\n")
     draw(found, options.out / "planted.png")
 

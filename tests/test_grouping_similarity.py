@@ -45,7 +45,7 @@ def test_cosine_of_none_and_one(count: int) -> None:
 def test_many_members_have_the_same_products(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(0).normal(size=(count, 23)).astype(np.float32)
     monkeypatch.setattr(similarity, "_MANY", 0)
-    monkeypatch.setattr(similarity, "_COLUMNS", 5)
+    monkeypatch.setattr(similarity, "COLUMNS", 5)
     np.testing.assert_allclose(similarity._products(x), x @ x.T, rtol=1e-5, atol=1e-5)
 
 

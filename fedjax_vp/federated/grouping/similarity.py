@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from fedjax_vp.federated.grouping.labels import same_group
 
 _BLOCKS = 8  # of rows: 9/16 of the whole product
-_COLUMNS = 4096  # at a time
+COLUMNS = 4096  # at a time
 _MANY = 2048  # members, on a CPU
 
 
@@ -56,8 +56,8 @@ def _products(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
     step = -(-len(x) // _BLOCKS) or 1
     begins = range(0, len(x), step)
     parts = [jnp.zeros((min(step, len(x) - begin), len(x) - begin)) for begin in begins]
-    for at in range(0, x.shape[1], _COLUMNS):
-        parts = _add(parts, np.ascontiguousarray(x[:, at : at + _COLUMNS]), step)
+    for at in range(0, x.shape[1], COLUMNS):
+        parts = _add(parts, np.ascontiguousarray(x[:, at : at + COLUMNS]), step)
     out = np.empty((len(x), len(x)), np.float32)
     for begin, part in zip(begins, parts, strict=True):
         block = np.asarray(part)
