@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from fedjax_vp import geometry, processes
 from fedjax_vp.errors import UserError
-from fedjax_vp.federated import levels, mixing
+from fedjax_vp.federated import hierarchy, mixing
 from fedjax_vp.federated.federation import Arrays, Windows, cut, thin, traces_of
 from fedjax_vp.federated.hedging import Times
 from fedjax_vp.federated.round import State
@@ -64,7 +64,7 @@ def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
         raise UserError(
             f"mixing.per: no label {unknown[0]!r} in this data set; it has {', '.join(sorted(labels))}"
         )
-    groups = levels.grouping(labels, settings.per)
+    groups = hierarchy.grouping(labels, settings.per)
     num_groups = groups.num_groups if settings.per else 0
     row = jnp.asarray(np.where(groups.code < 0, num_groups, groups.code), jnp.int32)
     num_users = int(labels["user"].max()) + 1

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 
-from fedjax_vp.federated import levels, pooling, sums
-from fedjax_vp.federated.levels import Layout, LevelState
+from fedjax_vp.federated import hierarchy, levels, pooling, sums
+from fedjax_vp.federated.hierarchy import Layout
+from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.pooling import Hyper
 from fedjax_vp.federated.settings import Level, Method
 from fedjax_vp.federated.sums import Unit
@@ -59,8 +60,8 @@ def case(
     """
     rng = np.random.default_rng(0)
     client_of = np.arange(SESSIONS) if trains is None else np.where(trains, np.arange(SESSIONS), -1)
-    groups = [levels.grouping(labels, level.by) for level in settings]
-    layout = levels.layout(Method(levels=settings), groups, list(SHAPES), client_of)
+    groups = [hierarchy.grouping(labels, level.by) for level in settings]
+    layout = hierarchy.layout(Method(levels=settings), groups, list(SHAPES), client_of)
     if crossed:
         layout = layout._replace(relation=dict.fromkeys(layout.relation, "crossed"))
     params = {n: jnp.zeros(shape) for n, shape in SHAPES.items()}
@@ -77,7 +78,7 @@ def case(
     def call(
         states: Any, units: Any, hyper: Hyper, round_index: int = 0, population: float = 100.0
     ) -> tuple[LevelState, ...]:
-        whole = {n: jnp.full((1, *levels.block_shape(n, s)), population) for n, s in SHAPES.items()}
+        whole = {n: jnp.full((1, *hierarchy.block_shape(n, s)), population) for n, s in SHAPES.items()}
         return pool(states, units, hyper, (jnp.int32(round_index), jnp.int32(10)), whole)
 
     return Case(layout, states, call, hyper_of(settings))

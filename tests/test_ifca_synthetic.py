@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fedjax_vp.errors import UserError
-from fedjax_vp.federated import levels, pooling, sums
+from fedjax_vp.federated import hierarchy, levels, pooling, sums
 from fedjax_vp.federated.settings import Level, Method
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -102,8 +102,8 @@ def test_a_round_is_the_engines_pooling_over_participants() -> None:
     assert list(choice) == [1, 1, 0, 0, 0, 0]
     labels = {"group": choice, "session": np.arange(6)}
     level = Level("group", by="group", denominator="participants")
-    group = levels.grouping(labels, "group")
-    layout = levels.layout(Method(levels=(level,)), [group], ["w"], np.arange(6))
+    group = hierarchy.grouping(labels, "group")
+    layout = hierarchy.layout(Method(levels=(level,)), [group], ["w"], np.arange(6))
     rows = {"w": jnp.asarray(theta[:, 0].T)}
     states = tuple(s._replace(rows=rows) for s in levels.init(layout, [group], {"w": jnp.zeros(3)}))
     own = x.reshape(6, 4, 3)

@@ -11,8 +11,8 @@ import probe
 import pytest
 from grouped import SESSIONS, case, descend, one_level, windows
 
+from fedjax_vp.federated import hierarchy, levels
 from fedjax_vp.federated import learned as learned_of
-from fedjax_vp.federated import levels
 from fedjax_vp.federated import round as rounds
 from fedjax_vp.federated.grouping.settings import CFL, IFCA, KMeans
 from fedjax_vp.federated.learned import Learned
@@ -42,10 +42,10 @@ def test_one_group_is_fedavg() -> None:
         np.testing.assert_allclose(value, model[leaf], atol=1e-5)
 
 
-def beginning(level: Level, **labels: np.ndarray) -> tuple[levels.Grouping, Learned]:
+def beginning(level: Level, **labels: np.ndarray) -> tuple[hierarchy.Grouping, Learned]:
     """A level's units before the first round."""
     fed = grouped.federation(**labels)
-    (group,) = levels.groupings_of(fed.labels, (level,))
+    (group,) = hierarchy.groupings_of(fed.labels, (level,))
     params = probe.predictor().init(jax.random.key(0))
     return group, learned_of.init(level, group, params, tuple(sorted(params)))
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_vp.errors import UserError
-from fedjax_vp.federated import levels, operations, pooling
+from fedjax_vp.federated import hierarchy, levels, operations, pooling
 from fedjax_vp.federated.grouping.settings import IFCA
 from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.server import Adaptive, Optax
@@ -35,7 +35,7 @@ LEAVES = ["body", "head/bias", "video_table"]
     ],
 )
 def test_ownership_patterns(patterns: tuple[str, ...], wanted: list[str]) -> None:
-    assert [leaf for leaf in LEAVES if levels.owns(patterns, leaf)] == wanted
+    assert [leaf for leaf in LEAVES if hierarchy.owns(patterns, leaf)] == wanted
 
 
 def test_a_leaf_that_nobody_owns_is_refused() -> None:
@@ -49,33 +49,33 @@ def test_a_level_that_owns_nothing_is_refused() -> None:
 
 
 def test_groups_of_one_and_of_joint_labels() -> None:
-    assert levels.grouping(pools.LABELS, "").num_groups == 1
-    video = levels.grouping(pools.LABELS, "video")
+    assert hierarchy.grouping(pools.LABELS, "").num_groups == 1
+    video = hierarchy.grouping(pools.LABELS, "video")
     assert (video.num_groups, video.code.tolist()) == (3, pools.VIDEO.tolist())
-    joint = levels.grouping(pools.LABELS, "genre*edge")
+    joint = hierarchy.grouping(pools.LABELS, "genre*edge")
     assert joint.num_groups == 4
     genre, edge = pools.LABELS["genre"], pools.LABELS["edge"]
     assert joint.code.tolist() == (2 * genre + edge).tolist()
 
 
 def test_joint_labels_hold_only_pairs_that_occur_and_unknown_parts_are_unknown() -> None:
-    joint = levels.grouping(pools.LABELS, "user*habit")
+    joint = hierarchy.grouping(pools.LABELS, "user*habit")
     assert joint.num_groups == 3
     assert joint.code.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [-1] * 3
 
 
 def test_an_unknown_label_names_those_there_are() -> None:
     with pytest.raises(UserError, match=r"no label 'usr'.*it has .*user, video"):
-        levels.grouping(pools.LABELS, "video*usr")
+        hierarchy.grouping(pools.LABELS, "video*usr")
     asked = Level("cluster", by="video", grouping=IFCA(of="usr"))
     with pytest.raises(UserError, match=r"levels: grouping\.of: no label 'usr'"):
-        levels.groupings_of(pools.LABELS, (asked,))
+        hierarchy.groupings_of(pools.LABELS, (asked,))
 
 
 def test_a_label_that_is_known_of_nobody_is_refused() -> None:
     labels = pools.LABELS | {"habit": np.full(12, -1)}
     with pytest.raises(UserError, match="no session has a known 'habit'"):
-        levels.grouping(labels, "habit")
+        hierarchy.grouping(labels, "habit")
 
 
 FIVE = (
@@ -93,8 +93,8 @@ def five() -> pools.Case:
 
 
 def test_rows_start_from_the_model_at_the_coarsest_owner_and_zero_below() -> None:
-    groups = [levels.grouping(pools.LABELS, level.by) for level in FIVE]
-    layout = levels.layout(Method(levels=FIVE), groups, LEAVES, np.arange(12))
+    groups = [hierarchy.grouping(pools.LABELS, level.by) for level in FIVE]
+    layout = hierarchy.layout(Method(levels=FIVE), groups, LEAVES, np.arange(12))
     params = {n: jnp.asarray(np.random.default_rng(0).normal(size=s)) for n, s in pools.SHAPES.items()}
     states = levels.init(layout, groups, params)
     assert [tuple(s.rows) for s in states] == list(layout.owned)
@@ -115,7 +115,7 @@ def test_rows_start_from_the_model_at_the_coarsest_owner_and_zero_below() -> Non
 def _by_hand(states: tuple[LevelState, ...], session: int, leaf: str, depth: int) -> np.ndarray:
     total = np.zeros(pools.SHAPES[leaf])
     for settings_, state in list(zip(FIVE, states, strict=True))[:depth]:
-        code = levels.grouping(pools.LABELS, settings_.by).code[session]
+        code = hierarchy.grouping(pools.LABELS, settings_.by).code[session]
         if leaf in state.rows and code >= 0:
             total = total + np.asarray(state.rows[leaf])[code]
     return total
@@ -168,8 +168,8 @@ def test_which_leaves_vary_within_a_client_and_which_never_leave_it(
         Level("video", by="video", owns=("video_table",)),
         Level("user", by="user", owns=("head/*",)),
     )
-    groups = [levels.grouping(pools.LABELS, level.by) for level in settings_]
-    layout = levels.layout(Method(levels=settings_), groups, LEAVES, client_of)
+    groups = [hierarchy.grouping(pools.LABELS, level.by) for level in settings_]
+    layout = hierarchy.layout(Method(levels=settings_), groups, LEAVES, client_of)
     assert layout.varying == set(varying)
     assert layout.private == set(private)
 

@@ -11,7 +11,7 @@ import oracle
 import pools
 import pytest
 
-from fedjax_vp.federated import levels, pooling, shrinkage, sums
+from fedjax_vp.federated import hierarchy, levels, pooling, shrinkage, sums
 from fedjax_vp.federated.server import Adaptive, Average, Optax, Schedule, ServerOptimizer
 from fedjax_vp.federated.settings import Level, Method
 from fedjax_vp.federated.sums import Unit
@@ -137,9 +137,9 @@ def run_rounds(
     settings = (Level("global"), Level("leaf", by="leaf", **{"shrinkage": "auto", **level}))
     count = len(problem.truth)
     labels = {"session": np.arange(len(problem.group)), "leaf": problem.group}
-    groupings = [levels.grouping(labels, level.by) for level in settings]
+    groupings = [hierarchy.grouping(labels, level.by) for level in settings]
     client_of = np.arange(len(problem.group))
-    layout = levels.layout(Method(levels=settings), groupings, ["body"], client_of)
+    layout = hierarchy.layout(Method(levels=settings), groupings, ["body"], client_of)
     params = {"body": jnp.zeros(problem.value.shape[1])}
     fresh = levels.init(layout, groupings, params)
     states = (fresh[0], fresh[1]._replace(rows={"body": jnp.asarray(start, jnp.float32)}))

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_vp.errors import UserError
+from fedjax_vp.federated import hierarchy, levels
 from fedjax_vp.federated import learned as learned_of
-from fedjax_vp.federated import levels
 from fedjax_vp.federated.checks import require
 from fedjax_vp.federated.grouping.settings import IFCA, ByUpdates, FromData
 from fedjax_vp.federated.levels import LevelState
@@ -116,7 +116,7 @@ def num_shared(sim: Simulator) -> int:
 
     def shared(index: int) -> bool:
         group = sim.groupings[index]
-        if (group.finest < 0).any() or levels.nesting(video, group.finest) == "crossed":
+        if (group.finest < 0).any() or hierarchy.nesting(video, group.finest) == "crossed":
             return False
         return group.unit is not None or group.num_groups < len(np.unique(video))
 

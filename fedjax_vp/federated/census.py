@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from fedjax_vp.federated import assignment, levels, participation
+from fedjax_vp.federated import assignment, hierarchy, participation
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated import round as rounds_of
 from fedjax_vp.federated.grouping import cluster, scores
@@ -111,7 +111,7 @@ def truth(labels: dict[str, np.ndarray], level: Level) -> Int[np.ndarray, "sessi
         return None
     joint = "*".join(name for name in (level.by, *names) if name)
     known = np.stack([labels[name] >= 0 for name in joint.split("*")]).all(axis=0)
-    return levels.grouping(labels, joint).code if known.any() else None
+    return hierarchy.grouping(labels, joint).code if known.any() else None
 
 
 def history(

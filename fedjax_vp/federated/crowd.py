@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_vp.federated.federation import Arrays, traces_of
-from fedjax_vp.federated.levels import Layout, LevelState
+from fedjax_vp.federated.hierarchy import Layout
+from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.models.base import Params, WindowShape
 from fedjax_vp.models.features import CROWD_BIN_S, VIDEO_CROWD
 

@@ -19,7 +19,8 @@ from fedjax_vp.federated.grouping import split_tree
 from fedjax_vp.federated.grouping.fedgroup import inter_group
 from fedjax_vp.federated.grouping.settings import CFL, IFCA, ByUpdates, FedGroup
 from fedjax_vp.federated.grouping.sketch import sketch
-from fedjax_vp.federated.levels import Grouping, Layout, LevelState, Membership
+from fedjax_vp.federated.hierarchy import Grouping, Layout
+from fedjax_vp.federated.levels import LevelState, Membership
 from fedjax_vp.federated.settings import Level
 from fedjax_vp.models.base import Params
 

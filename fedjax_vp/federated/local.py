@@ -22,8 +22,9 @@ from fedjax_vp.federated import batches, crowd
 from fedjax_vp.federated.federation import Arrays, Federation, Traces, client_windows, cut, traces_of
 from fedjax_vp.federated.grouping.settings import ByUpdates
 from fedjax_vp.federated.grouping.sketch import sketch
+from fedjax_vp.federated.hierarchy import BLOCK_AXES, Layout
 from fedjax_vp.federated.learned import sketch_key
-from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState, looked_up, prefixes
+from fedjax_vp.federated.levels import LevelState, looked_up, prefixes
 from fedjax_vp.federated.precision import Precision, products
 from fedjax_vp.federated.settings import Local, Pooling
 from fedjax_vp.models.base import Inputs, Params, Predictor

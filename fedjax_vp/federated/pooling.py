@@ -31,7 +31,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fedjax_vp.federated import server, shrinkage
-from fedjax_vp.federated.levels import Layout, LevelState
+from fedjax_vp.federated.hierarchy import Layout
+from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.sums import Sums, Totals, by_leaf, table_of
 from fedjax_vp.models.base import Params
 

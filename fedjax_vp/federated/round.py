@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fedjax_vp.federated import (
     assignment,
     crowd,
-    levels,
+    hierarchy,
     operations,
     participation,
     pooling,
@@ -30,7 +30,8 @@ from fedjax_vp.federated import (
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated.batches import num_steps, steps_of_pass
 from fedjax_vp.federated.federation import Arrays, client_windows
-from fedjax_vp.federated.levels import Layout, LevelState
+from fedjax_vp.federated.hierarchy import Layout
+from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.local import Client, ClientResult, Task, local_update, optimizer, slots, weigh
 from fedjax_vp.federated.precision import products
 from fedjax_vp.federated.settings import Method
@@ -269,7 +270,7 @@ def _population(sim: Simulator, arrays: Arrays, params: sums.Shapes) -> Params:
     clients = jnp.arange(sim.federation.num_clients)
     windows = client_windows(arrays, clients) if sim.task.mixed else arrays.train.count
     total = jnp.sum(weigh(sim.method.pooling, windows))
-    return {n: jnp.full((1, *levels.block_shape(n, p.shape)), total) for n, p in params.items()}
+    return {n: jnp.full((1, *hierarchy.block_shape(n, p.shape)), total) for n, p in params.items()}
 
 
 def _absorb(layout: Layout, states: tuple[LevelState, ...], index: Int[Array, ""]) -> tuple[LevelState, ...]:

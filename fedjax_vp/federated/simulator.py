@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 
 from fedjax_vp import processes
 from fedjax_vp.errors import UserError
-from fedjax_vp.federated import levels, participation
+from fedjax_vp.federated import hierarchy, participation
 from fedjax_vp.federated.federation import Federation
 from fedjax_vp.federated.grouping import from_data
-from fedjax_vp.federated.levels import Layout
+from fedjax_vp.federated.hierarchy import Layout
 from fedjax_vp.federated.local import Task
 from fedjax_vp.federated.precision import products
 from fedjax_vp.federated.settings import Engine, Method
@@ -28,7 +28,7 @@ class Simulator(NamedTuple):
 
     task: Task
     method: Method
-    groupings: list[levels.Grouping]
+    groupings: list[hierarchy.Grouping]
     mesh: Mesh
     block: int
 
@@ -47,12 +47,12 @@ class Simulator(NamedTuple):
 def simulator(federation: Federation, predictor: Predictor, method: Method, engine: Engine) -> Simulator:
     """Fits a method to a federation: groups, ownership, device mesh and block size."""
     leaves = sorted(jax.eval_shape(predictor.init, jax.random.key(0)))
-    groupings = levels.groupings_of(
+    groupings = hierarchy.groupings_of(
         federation.labels,
         method.levels,
         lambda settings, within, unit: from_data.find(settings, federation, within, unit),
     )
-    layout = levels.layout(method, groupings, leaves, client_of(federation))
+    layout = hierarchy.layout(method, groupings, leaves, client_of(federation))
     task = Task(federation, layout, predictor, method.local, method.pooling, engine.precision)
     if federation.arrays.make is not None and federation.max_sessions > _MOST_GENERATED:
         raise UserError(

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from fedjax_vp.federated import shrinkage
-from fedjax_vp.federated.levels import BLOCK_AXES, Layout, LevelState, Membership, block_shape
+from fedjax_vp.federated.hierarchy import BLOCK_AXES, Layout, block_shape
+from fedjax_vp.federated.levels import LevelState, Membership
 from fedjax_vp.models.base import Params
 
 Shapes = Mapping[str, Array | jax.ShapeDtypeStruct]
