@@ -3,8 +3,8 @@
     python benchmarks/planted.py --out runs/planted [--distances 0 1 4] [--methods fedavg five_layers ...]
 
 Two federations of 16 viewers and 4 videos with 2 x 2 planted groups, 5 seeds each, a linear predictor (the
-planted response is linear), at each distance between the groups; the seeds of a federation run side by side
-in one compiled function. Run it again with the same folder and finished cells are reused. Writes
+planted response is linear), 200 rounds, at each distance between the groups; the seeds of a federation run
+side by side in one compiled function. Run it again with the same folder and finished cells are reused. Writes
 `cells/*.json` (a point a seed), `planted.json`, `planted.md` and `planted.png` into the folder.
 """
 
@@ -24,7 +24,7 @@ from rich.console import Console
 from fedjax_vp.environment import prepare_jax
 
 DISTANCES = (0.0, 0.5, 1.0, 2.0, 4.0)
-FEDERATIONS, SEEDS, ROUNDS = 2, 5, 100
+FEDERATIONS, SEEDS, ROUNDS = 2, 5, 200
 HORIZONS_S = (1.0, 3.0, 5.0)
 BASE: Mapping[str, Any] = {
     "rounds": ROUNDS,
@@ -44,11 +44,11 @@ BASE: Mapping[str, Any] = {
 GROUPINGS = (*("ifca", "feddrift", "cfl", "fedgroup", "flexcfl", "fl_hc", "update_kmeans", "pacfl"),)
 METHODS = ("fedavg", "oracle", "known_tree", "five_layers", "no_leaves", "fedem", *GROUPINGS)
 WARMUPS = {  # of levels, where the recipes' are made for 300 rounds
-    "ifca": {"cluster": 15},
-    "feddrift": {"cluster": 15},
+    "ifca": {"cluster": 20},
+    "feddrift": {"cluster": 20},
     "cfl": {"cluster": 20},
-    "five_layers": {"video_category": 10, "viewers": 20},
-    "no_leaves": {"video_category": 10, "viewers": 20},
+    "five_layers": {"video_category": 20, "viewers": 30},
+    "no_leaves": {"video_category": 20, "viewers": 30},
 }
 TREE = {"video_category": "video_category", "viewers": "video_category*user_category"}  # of `known_tree`
 STACKS = ("known_tree", "five_layers", "no_leaves")

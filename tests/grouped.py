@@ -33,12 +33,14 @@ GROUP = np.array([0, 1, 0, 1, 0, 0, 0, 1, 1, 1, 0, 1])  # of toy's 12 sessions: 
 SESSIONS = len(GROUP)
 
 
-def traces(group: np.ndarray = GROUP, noise: float = 0.0, **labels: np.ndarray):
+def traces(
+    group: np.ndarray = GROUP, noise: float = 0.0, velocity: np.ndarray = VELOCITY, **labels: np.ndarray
+):
     """toy's traces, on lines."""
     plain = toy.traces(ragged=False)
     time = np.arange(plain.direction.shape[1])[None, :, None]
     random = np.random.default_rng(1).normal(0, noise, plain.direction.shape)
-    line = (BASE + time * VELOCITY[group][:, None] + random).astype(np.float32)
+    line = (BASE + time * velocity[group][:, None] + random).astype(np.float32)
     return replace(plain, direction=line, labels=plain.labels | {"planted": group.astype(np.int32)} | labels)
 
 

@@ -85,7 +85,7 @@ def test_kmeans_repeats_and_labels_follow_first_appearance() -> None:
 
 def test_an_empty_group_restarts_from_the_worst_served_row() -> None:
     rows = np.array([[100.0], [100.1], [110.0]])
-    labels, inertia = kmeans._lloyd(rows, np.ones(3), np.array([[100.0], [999.0]]), spherical=False)
+    (labels,), (inertia,) = kmeans._lloyd(rows, np.ones(3), np.array([[[100.0], [999.0]]]), spherical=False)
     assert labels[2] != labels[0]
     assert inertia == pytest.approx(0.005)
 

@@ -101,7 +101,7 @@ def _constant(schedule: Any) -> Any:
 def _by_losses(level: Level) -> Level:
     settings = level.grouping
     if isinstance(settings, ByUpdates):
-        settings = IFCA(groups=settings.groups, of=settings.of)
+        settings = IFCA(groups=settings.groups, of=settings.of, within=settings.within)
     if isinstance(settings, IFCA):
         settings = replace(settings, reseed=False)
     return replace(level, grouping=settings)
@@ -135,7 +135,10 @@ def carried(sim: Simulator, state: State) -> State:
             fresh = learned_of.init(level, group, one, names)
             known = fresh._replace(share=known.share, seen=known.seen)
         states.append(old._replace(learned=known))
-    return State(state.round, state.seed, tuple(states), None)
+    stack = tuple(states)
+    for index in range(len(stack)):
+        stack = learned_of.follow(sim.layout.levels, stack, index)
+    return State(state.round, state.seed, stack, None)
 
 
 def start(own: LevelState, states: tuple[LevelState, ...], depth: int, session_of: np.ndarray) -> LevelState:

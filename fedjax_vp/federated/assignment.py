@@ -69,6 +69,7 @@ def assign(
     size = sim.federation.max_sessions if sim.layout.varying else 1
     session = jax.vmap(lambda c: slots(arrays, c, size)[0])(clients.index)  # over the cohort
     for index, level in enumerate(sim.layout.levels):
+        states = learned_of.follow(sim.layout.levels, states, index)
         if not isinstance(level.grouping, IFCA):
             continue
         settings, training = level.grouping, key is not None

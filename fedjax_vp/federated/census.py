@@ -101,7 +101,8 @@ def _agreement(group: np.ndarray, true: np.ndarray | None) -> dict[str, float | 
 def truth(labels: dict[str, np.ndarray], level: Level) -> Int[np.ndarray, "session"] | None:
     """The true groups that a level is to find: the label of the level's name within the groups of `by`.
 
-    A level that is not called like a label is held against all planted categories together.
+    They lie within those of the level that it is learned within, too, where that is called like a label. A
+    level that is not called like a label is held against all planted categories together.
 
     Returns:
         A code for each session, -1 where unknown; None where the data set does not tell.
@@ -109,7 +110,9 @@ def truth(labels: dict[str, np.ndarray], level: Level) -> Int[np.ndarray, "sessi
     names = (level.name,) if level.name in labels else PLANTED
     if any(name not in labels for name in names):
         return None
-    joint = "*".join(name for name in (level.by, *names) if name)
+    above = "" if isinstance(level.grouping, Known) else level.grouping.within
+    above = above if above in labels and above not in names else ""
+    joint = "*".join(name for name in (level.by, above, *names) if name)
     known = np.stack([labels[name] >= 0 for name in joint.split("*")]).all(axis=0)
     return hierarchy.grouping(labels, joint).code if known.any() else None
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_vp.errors import UserError
-from fedjax_vp.federated.grouping.settings import IFCA, PACFL, Known, Trajectories
-from fedjax_vp.federated.settings import Level, Method
+from fedjax_vp.federated.grouping.settings import IFCA, PACFL, ByUpdates, Known, Trajectories
+from fedjax_vp.federated.settings import Level, Method, is_soft, parent_level
 
 # Leaves whose leading axes are blocks that a client may train or leave alone: a second of the video table.
 BLOCK_AXES = {"video_table": 1, "video_crowd": 1}
@@ -24,17 +24,21 @@ class Grouping(NamedTuple):
     """Host-side group codes of one level.
 
     Where groups are learned, `code` are the groups they are learned within, and `unit` is what moves as one.
+    Within a learned level (`under`) both are as training begins, and unit u is u * branches + the row above.
     """
 
     code: np.ndarray  # int32 [session], -1 where unknown
     num_groups: int  # rows
     unit: np.ndarray | None = None  # int32 [session], -1 where unknown
     soft: bool = False  # a session may use several rows
+    under: int | None = None  # index of the learned level within whose groups these are learned
+    branches: int = 1  # rows of that level
+    atom: np.ndarray | None = None  # int32 [session], what moves as one in both
 
     @property
     def finest(self) -> np.ndarray:
         """Sessions that are never apart: int32 [session]."""
-        return self.code if self.unit is None else self.unit
+        return next(x for x in (self.atom, self.unit, self.code) if x is not None)
 
 
 class Layout(NamedTuple):
@@ -110,21 +114,53 @@ def groupings_of(
         levels: the settings.
         look: finds groups in the data (`grouping.from_data.find`), given parent groups and units.
     """
-    found = []
+    found: list[Grouping] = []
     for level in levels:
         group = grouping(labels, level.by)
         settings = level.grouping
         if not isinstance(settings, Known):
             joint = "*".join(name for name in (level.by, settings.of) if name)
             unit = grouping(labels, joint, "grouping.of").code
+            group = _within(levels, found, group._replace(unit=unit))
+            assert group.unit is not None
             if isinstance(settings, PACFL | Trajectories):
                 assert look is not None
-                group = Grouping(*look(settings, group.code, unit))
+                group = Grouping(*look(settings, group.code, group.unit))
             else:
-                soft = isinstance(settings, IFCA) and settings.soft
-                group = Grouping(group.code, group.num_groups * settings.groups, unit, soft)
+                group = group._replace(num_groups=group.num_groups * settings.groups, soft=is_soft(level))
         found.append(group)
     return found
+
+
+def _within(levels: tuple[Level, ...], above: list[Grouping], group: Grouping) -> Grouping:
+    """Parent groups and units of the next level, within the groups of the level that it names."""
+    index = parent_level(levels, len(above))
+    if index is None:
+        return group
+    parent, known = above[index], levels[index].grouping
+    assert group.unit is not None
+    if not isinstance(known, IFCA | ByUpdates):  # its groups stay as they are
+        code, unit = (_pairs(parent.code, one) for one in (group.code, group.unit))
+        return group._replace(code=code, num_groups=int(code.max()) + 1, unit=unit)
+    assert parent.unit is not None
+    first = parent.code * known.groups  # everybody is in the first group of its own parent group
+    code, unit = (
+        np.where((one >= 0) & (parent.unit >= 0), one * parent.num_groups + first, -1).astype(np.int32)
+        for one in (group.code, group.unit)
+    )
+    return Grouping(
+        code=code,
+        num_groups=group.num_groups * parent.num_groups,
+        unit=unit,
+        under=index,
+        branches=parent.num_groups,
+        atom=_pairs(parent.finest, group.unit),
+    )
+
+
+def _pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Codes of the pairs that occur, int32 [session], -1 where one of the two is unknown."""
+    return grouping({"session": one, "one": one, "other": other}, "one*other", "grouping.within").code
 
 
 def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_of: np.ndarray) -> Layout:
@@ -147,9 +183,7 @@ def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_
                 f"{', '.join(level.owns) or 'nothing'}; change its owns or the model, or take the level out"
             )
     used = client_of >= 0
-    relation = {
-        (f, c): _lies(groupings[f], groupings[c], used) for f in range(len(groupings)) for c in range(f)
-    }
+    relation = {(f, c): _lies(groupings, (f, c), used) for f in range(len(groupings)) for c in range(f)}
     for fine, level in enumerate(method.levels):
         if level.absorb and relation[fine, fine - 1] == "crossed":
             raise UserError(
@@ -180,10 +214,15 @@ def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_
     )
 
 
-def _lies(fine: Grouping, coarse: Grouping, used: np.ndarray) -> str:
-    """How groups lie however a learned grouping deals its units."""
+def _lies(groupings: list[Grouping], pair: tuple[int, int], used: np.ndarray) -> str:
+    """How groups of a (fine, coarse) pair of levels lie however a learned grouping deals its units."""
+    fine, coarse = (groupings[index] for index in pair)
     if coarse.num_groups == 1:
         return nesting(fine.code, coarse.code, used)
+    if fine.under is not None:
+        if (fine.finest[used] < 0).any():
+            return "crossed"
+        return "nested" if fine.under == pair[1] else _lies(groupings, (fine.under, pair[1]), used)
     found = nesting(fine.code, coarse.finest, used)
     if coarse.soft and coarse.unit is not None:
         return "crossed"

@@ -2,6 +2,9 @@
 
 A unit (`grouping.of` within the level's `by`) is moved as one. Group a of the units in parent group w has row
 w * groups + a. All of this is part of the state of a run, so that it is traced, checkpointed and vmapped.
+
+Within the groups of another learned level (`grouping.within`) there is a unit for each of its rows: a user's
+sessions in one category of videos are grouped apart from those in another, and follow them there (`follow`).
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from fedjax_vp.federated.grouping.settings import CFL, IFCA, ByUpdates, FedGroup
 from fedjax_vp.federated.grouping.sketch import sketch
 from fedjax_vp.federated.hierarchy import Grouping, Layout
 from fedjax_vp.federated.levels import LevelState, Membership
-from fedjax_vp.federated.settings import Level
+from fedjax_vp.federated.settings import Level, is_soft, parent_level
 from fedjax_vp.models.base import Params
 
 KEPT = 256  # members whose updates a split of CFL keeps, at most
@@ -117,9 +120,12 @@ def init(level: Level, grouping: Grouping, params: Params, names: tuple[str, ...
     assert grouping.unit is not None
     settings = level.grouping
     assert isinstance(settings, IFCA | ByUpdates)
-    units = int(grouping.unit.max()) + 1
-    unit = np.where(grouping.unit < 0, units, grouping.unit)  # unknown: beyond the end, dropped
-    within = jnp.zeros(units, jnp.int32).at[unit].max(jnp.maximum(grouping.code, 0), mode="drop")
+    branches = grouping.branches
+    bases = int(grouping.unit.max()) // branches + 1
+    base = np.where(grouping.unit < 0, bases, grouping.unit // branches)  # unknown: beyond the end, dropped
+    by = jnp.zeros(bases, jnp.int32).at[base].max(jnp.maximum(grouping.code, 0) // branches, mode="drop")
+    within = (by[:, None] * branches + jnp.arange(branches, dtype=jnp.int32)[None, :]).reshape(-1)
+    units = bases * branches
     size = settings.groups
     if isinstance(settings, ByUpdates):
         size = settings.sketch or sum(params[n].size for n in names)
@@ -137,6 +143,36 @@ def init(level: Level, grouping: Grouping, params: Params, names: tuple[str, ...
         peak=jnp.zeros(()),
         tree=jax.tree.map(jnp.asarray, tree),
     )
+
+
+def under(levels: tuple[Level, ...], index: int) -> int | None:
+    """Index of the level, learned while training, within whose groups a level's own are learned, if any."""
+    above = parent_level(levels, index)
+    return None if above is None or settings_of(levels[above]) is None else above
+
+
+def follow(levels: tuple[Level, ...], states: tuple[LevelState, ...], index: int) -> tuple[LevelState, ...]:
+    """The states, where a level's units lie under the rows that their sessions use now in the level above.
+
+    A unit nobody knows there yet begins with what is known of the one its sessions come from; one that all
+    have left is forgotten.
+    """
+    above = under(levels, index)
+    if above is None:
+        return states
+    state, parent = states[index], states[above].members
+    old, units, branches = state.learned, state.learned.seen.shape[0], states[above].mass.shape[0]
+    known = (old.unit >= 0) & (parent.share[:, 0] > 0)
+    unit = jnp.where(known, old.unit // branches * branches + parent.group[:, 0], -1)
+    fresh = known & (old.seen[unit] == 0)
+    target = jnp.where(fresh, unit, units)  # beyond the end: dropped
+    share, seen, signal = (
+        x.at[target].set(x[old.unit], mode="drop") for x in (old.share, old.seen, old.signal)
+    )
+    live = jnp.zeros(units, bool).at[jnp.where(known, unit, units)].set(True, mode="drop")
+    learned = old._replace(unit=unit, seen=jnp.where(live, seen, 0.0), signal=signal)
+    moved = with_share(state, learned, share, is_soft(levels[index]))
+    return (*states[:index], moved, *states[index + 1 :])
 
 
 def members(learned: Learned, soft: bool) -> Membership:

@@ -59,7 +59,7 @@ def make_place(sim: Simulator) -> Callable[..., State]:
                 continue
             joined = by_loss(states, arrays, some[:0], index)
             if some.size:
-                found = jax.device_get(trained(states, arrays, some, index))
+                found = jax.device_get(trained(joined, arrays, some, index))
                 level = _joined(settings, jax.device_get(joined[index]), np.asarray(some), found)
                 joined = (*joined[:index], level, *joined[index + 1 :])
             states = joined
@@ -69,9 +69,8 @@ def make_place(sim: Simulator) -> Callable[..., State]:
 
 
 def _newcomers(sim: Simulator, index: int) -> Int[Array, "newcomer"]:
-    """Sessions with adapt windows whose unit is known and has no training window."""
-    arrays, unit = sim.federation.arrays, sim.groupings[index].unit
-    assert unit is not None
+    """Sessions with adapt windows whose unit, as far as is known before, has no training window."""
+    arrays, unit = sim.federation.arrays, sim.groupings[index].finest
     trains = np.asarray(arrays.train.count) > 0
     old = np.unique(unit[trains])
     early = np.asarray(arrays.adapt.count) > 0
@@ -103,13 +102,13 @@ def _place_level(
     newcomers: Int[Array, "newcomer"],
     index: int,
 ) -> tuple[levels.LevelState, ...]:
+    states = learned_of.follow(sim.layout.levels, states, index)
     state, known = states[index], states[index].learned
     groups = known.share.shape[1]
     users = learned_of.users(known, state.mass.shape[0]).reshape(-1, groups)
     first_owner = any(sim.layout.coarsest(leaf) == index for leaf in sim.layout.owned[index])
     stranger = (known.unit < 0) | (known.seen[jnp.maximum(known.unit, 0)] == 0)
-    # A session that is unknown at the label above, too, can only be sent to where most of parent 0 are.
-    parent = jnp.maximum(jnp.asarray(sim.groupings[index].code), 0)
+    parent = _parent(sim, known, index)
     usual = parent * groups + jnp.argmax(users, axis=1)[parent]
     group = jnp.where(stranger[:, None], usual[:, None], state.members.group)
     share = jnp.where(stranger[:, None], 0.0, state.members.share)
@@ -124,10 +123,17 @@ def _place_level(
         return jnp.argmin(jnp.where(users[parent[session]] > 0, regret, jnp.inf))
 
     trained = jnp.any(users[parent[newcomers]] > 0, axis=1) & (arrays.adapt.count[newcomers] > 0)
+    trained &= stranger[newcomers]
     row = parent[newcomers] * groups + jax.lax.map(one, newcomers)
     group = group.at[newcomers, 0].set(jnp.where(trained, row, group[newcomers, 0]))
     share = share.at[newcomers, 0].max(trained.astype(jnp.float32))
     return (*states[:index], state._replace(members=levels.Membership(group, share)), *states[index + 1 :])
+
+
+def _parent(sim: Simulator, known: learned_of.Learned, index: int) -> Int[Array, "session"]:
+    """Parent group of each session at a level; where it is unknown at the level or label above, group 0's."""
+    begun = jnp.maximum(jnp.asarray(sim.groupings[index].code), 0)
+    return jnp.where(known.unit >= 0, known.within[jnp.maximum(known.unit, 0)], begun)
 
 
 def _early(sim: Simulator, arrays: Arrays, session: Int[Array, ""]) -> Chosen:
@@ -171,7 +177,7 @@ def _updates(
 
         if isinstance(settings, CFL):
             return jax.lax.map(train, state.learned.tree.model)
-        parent = jnp.maximum(jnp.asarray(sim.groupings[index].code), 0)[session]
+        parent = _parent(sim, state.learned, index)[session]
         return train({n: x[parent] for n, x in _middle(state, settings.groups).items()})[None]
 
     return jax.lax.map(one, newcomers)
@@ -191,6 +197,9 @@ def _joined(
     """The level (on the host) with newcomers in the groups that their updates lead to."""
     known = state.learned
     group, share = np.array(state.members.group), np.array(state.members.share)
+    unit = known.unit[newcomers]
+    stranger = (unit >= 0) & (known.seen[np.maximum(unit, 0)] == 0)
+    newcomers, update = newcomers[stranger], update[stranger]
     parent = known.within[np.maximum(known.unit[newcomers], 0)]
     seen = known.seen > 0
     for one in np.unique(parent):

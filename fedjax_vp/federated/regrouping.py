@@ -45,23 +45,42 @@ def _next(level: Level, done: int) -> int | None:
 def regroup(method: Method, state: State, done: int) -> tuple[State, list[dict[str, Any]]]:
     """Groups the units anew at every level whose turn has come after `done` rounds.
 
+    Levels that are learned within the groups of another follow: a new row there takes theirs along.
+
     Returns:
         The state, and for each such level, by its name (`level`): the units that `moved`, and for CFL the
         `splits` made, and of each group judged `mean_norm`, `max_norm` and `alpha_cross_max`.
     """
-    states, facts = list(state.levels), []
+    states, facts, sources = state.levels, [], {}
     for index, level in enumerate(method.levels):
+        if (source := sources.get(learned_of.under(method.levels, index))) is not None:
+            sources[index] = _under(source, states[index])
+            moved = operations.regroup(
+                states[index], jnp.asarray(sources[index]), states[index].members.group
+            )
+            states = (*states[:index], moved, *states[index + 1 :])
+        states = learned_of.follow(method.levels, states, index)
         settings = level.grouping
         if not isinstance(settings, ByUpdates | IFCA) or _next(level, done - 1) != done:
             continue
-        states[index], found = _regroup_level(settings, states[index], done)
+        new, source, found = _regroup_level(settings, states[index], done)
+        sources[index] = source @ sources[index] if index in sources else source
+        states = (*states[:index], new, *states[index + 1 :])
         facts.append({"level": level.name, **found})
-    return state._replace(levels=tuple(states)), facts
+    return state._replace(levels=states), facts
+
+
+def _under(source: np.ndarray, state: LevelState) -> np.ndarray:
+    """Shares of the old rows in each new one, for rows learned within groups that have moved by `source`."""
+    groups = state.learned.share.shape[1]
+    by = state.mass.shape[0] // (groups * len(source))
+    return np.kron(np.eye(by, dtype=source.dtype), np.kron(source, np.eye(groups, dtype=source.dtype)))
 
 
 def _regroup_level(
     settings: ByUpdates | IFCA, state: LevelState, done: int
-) -> tuple[LevelState, dict[str, Any]]:
+) -> tuple[LevelState, np.ndarray, dict[str, Any]]:
+    """The level with its units grouped anew, the shares of the old rows in each new one, and facts."""
     known: OnHost = jax.device_get(state.learned)
     was = np.argmax(known.share, axis=1)
     now, extra = was.copy(), {}
@@ -83,7 +102,7 @@ def _regroup_level(
     share = jax.nn.one_hot(row - known.within * settings.groups, settings.groups)
     learned = state.learned._replace(share=share, tree=jax.tree.map(jnp.asarray, known.tree))
     group = learned_of.members(learned, soft=False).group
-    return operations.regroup(state, jnp.asarray(source), group)._replace(learned=learned), facts
+    return operations.regroup(state, jnp.asarray(source), group)._replace(learned=learned), source, facts
 
 
 def _merged(evidence: cluster.Evidence, threshold: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from fedjax_vp.federated.checks import require, require_rate, require_share
 from fedjax_vp.federated.components import Components
-from fedjax_vp.federated.grouping.settings import Grouping, Known
+from fedjax_vp.federated.grouping.settings import IFCA, FromData, Grouping, Known
 from fedjax_vp.federated.precision import Precision
 from fedjax_vp.federated.server import Average, Schedule, ServerOptimizer
 from fedjax_vp.models.losses import GreatCircle, LossSettings
@@ -212,6 +212,38 @@ class Method:
         require(bool(names), "levels is empty: give at least one level")
         require(len(set(names)) == len(names), f"levels: two levels share a name in {names}")
         require(not self.levels[0].absorb, "levels: the first level has no level above to be absorbed into")
+        for index in range(len(self.levels)):
+            parent_level(self.levels, index)
+
+
+def parent_level(levels: tuple[Level, ...], index: int) -> int | None:
+    """Index of the level that a level's groups are learned within (`grouping.within`), None where in none.
+
+    Raises:
+        ValueError: There is none of that name above, or its groups do not divide what is learned within.
+    """
+    level = levels[index]
+    if isinstance(level.grouping, Known) or not level.grouping.within:
+        return None
+    name, where = level.grouping.within, f"levels: {level.name}.grouping.within"
+    names = [one.name for one in levels[:index]]
+    above = f"above it are {', '.join(names)}" if names else "above it is none"
+    require(name in names, f"{where} is {name!r}: {above}")
+    parent = levels[names.index(name)]
+    early = isinstance(level.grouping, FromData) and not isinstance(parent.grouping, Known | FromData)
+    require(
+        not early, f"{where} is {name!r}, learned while training, but {level.grouping.kind} groups before it"
+    )
+    require(
+        not is_soft(parent),
+        f"{where} is {name!r}, where a session may be in several groups: set its soft to false",
+    )
+    return names.index(name)
+
+
+def is_soft(level: Level) -> bool:
+    """Whether a session may use several rows of the level."""
+    return isinstance(level.grouping, IFCA) and level.grouping.soft
 
 
 @dataclass(frozen=True)

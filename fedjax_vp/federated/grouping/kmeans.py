@@ -48,63 +48,84 @@ def fit(
         return Fit(np.zeros(0, np.int32), np.zeros((0, rows.shape[1])), 0.0)
     rows = _unit(rows) if spherical else rows
     weight = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
-    rng = np.random.default_rng(seed)
-    best = min(
-        (_lloyd(rows, weight, _start(rows, weight, num_groups, rng), spherical) for _ in range(restarts)),
-        key=lambda run: run[1],
-    )
-    labels = renumber(best[0])
+    starts = _starts(rows, weight, (restarts, num_groups), np.random.default_rng(seed))
+    every, inertia = _lloyd(rows, weight, starts, spherical)
+    best = int(inertia.argmin())
+    labels = renumber(every[best])
     used = np.unique(labels, return_index=True)[1]
-    centers = _centers(rows, weight, labels, len(used), spherical)
-    return Fit(labels, centers, best[1])
+    centers = _centers(rows, weight, labels[None], len(used), spherical)[0]
+    return Fit(labels, centers, float(inertia[best]))
 
 
-def _start(rows: np.ndarray, weight: np.ndarray, num_groups: int, rng: np.random.Generator) -> np.ndarray:
-    """k-means++: each next center is a row drawn by its squared distance to the nearest so far."""
+def _starts(
+    rows: np.ndarray, weight: np.ndarray, size: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """k-means++, `size` (starts, groups): each next center is drawn by the squared distance to the nearest.
+
+    Where every row is a center before there are enough, the last ones are repeated.
+    """
+    starts, num_groups = size
     square = _squares(rows)
-    centers = rows[rng.choice(len(rows), 1, p=weight / weight.sum())]
-    while len(centers) < num_groups:
-        chance = weight * _square_distances(rows, square, centers).min(axis=1)
-        if chance.sum() <= 0:
-            break  # every row is a center
-        centers = np.concatenate([centers, rows[rng.choice(len(rows), 1, p=chance / chance.sum())]])
-    return centers
+    picked = [rng.choice(len(rows), starts, p=weight / weight.sum())]
+    nearest = np.full((len(rows), starts), np.inf)
+    while len(picked) < num_groups:
+        nearest = np.minimum(nearest, _square_distances(rows, square, rows[picked[-1]]))
+        chance = np.cumsum(weight[:, None] * nearest, axis=0)
+        drawn = rng.random(starts) * chance[-1]
+        next_ = np.minimum((chance <= drawn).sum(axis=0), len(rows) - 1)
+        picked.append(np.where(chance[-1] > 0, next_, picked[-1]))
+    return rows[np.stack(picked, axis=1)]
 
 
 def _lloyd(
     rows: np.ndarray, weight: np.ndarray, centers: np.ndarray, spherical: bool, iterations: int = 100
-) -> tuple[np.ndarray, float]:
-    """Labels and inertia once they stand still; an empty group restarts from the worst-served row."""
-    labels, square = np.full(len(rows), -1), _squares(rows)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [start, n] and inertia [start] once all stand still, from centers [start, group, d].
+
+    All starts meet the rows in one product. An empty group begins again at the worst-served row.
+    """
+    starts, groups, _ = centers.shape
+    centers, labels, square = centers.copy(), np.full((starts, len(rows)), -1), _squares(rows)
+    moving = np.arange(starts)
     for _ in range(iterations):
-        apart = _square_distances(rows, square, centers)
-        new = apart.argmin(axis=1)
-        own = weight * apart[np.arange(len(rows)), new]
-        for empty in np.setdiff1d(np.arange(len(centers)), new):
-            worst = own.argmax()
-            if own[worst] <= 0:
-                break
-            new[worst], own[worst] = empty, 0.0
-        if np.array_equal(new, labels):
+        apart = _apart(rows, square, centers[moving])
+        new = apart.argmin(axis=2)
+        own = weight * np.take_along_axis(apart, new[..., None], axis=2)[..., 0]
+        for one, served in zip(new, own, strict=True):
+            for empty in np.flatnonzero(np.bincount(one, minlength=groups) == 0):
+                worst = served.argmax()
+                if served[worst] <= 0:
+                    break
+                one[worst], served[worst] = empty, 0.0
+        moved = (new != labels[moving]).any(axis=1)
+        labels[moving] = new
+        moving = moving[moved]
+        if not len(moving):
             break
-        labels = new
-        centers = _centers(rows, weight, labels, len(centers), spherical)
-    apart = _square_distances(rows, square, centers)[np.arange(len(rows)), labels]
-    return labels, float((weight * apart).sum())
+        centers[moving] = _centers(rows, weight, labels[moving], groups, spherical)
+    own = np.take_along_axis(_apart(rows, square, centers), labels[..., None], axis=2)[..., 0]
+    return labels, own @ weight
+
+
+def _apart(rows: np.ndarray, square: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Squared distances [start, n, group] to centers [start, group, d]."""
+    found = _square_distances(rows, square, centers.reshape(-1, centers.shape[2]))
+    return found.reshape(len(rows), *centers.shape[:2]).swapaxes(0, 1)
 
 
 def _centers(
     rows: np.ndarray, weight: np.ndarray, labels: np.ndarray, num_groups: int, spherical: bool
 ) -> np.ndarray:
-    share = np.zeros((num_groups, len(rows)))
-    share[labels, np.arange(len(rows))] = weight
-    total = share.sum(axis=1, keepdims=True)
-    mean = share @ rows / np.where(total > 0, total, 1)
+    """Means of the groups, [start, group, d], of labels [start, n]."""
+    share = (labels[:, None] == np.arange(num_groups)[:, None]) * weight  # [start, group, n]
+    total = share.sum(axis=2, keepdims=True)
+    mean = (share.reshape(-1, len(rows)) @ rows).reshape(*share.shape[:2], -1)
+    mean = mean / np.where(total > 0, total, 1)
     return _unit(mean) if spherical else mean
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    norm = np.linalg.norm(rows, axis=-1, keepdims=True)
     return rows / np.where(norm > 0, norm, 1)
 
 

@@ -2,7 +2,8 @@
 
 A learned grouping deals *units* to `groups` groups. `of` names the label whose values are the units
 ("session", "user", "video"); the level's `by` names the groups they are learned within ("" all together,
-"video" anew for every video). Each group of `by` has rows of its own.
+"video" anew for every video), and `within` a level above whose groups, learned or not, divide them further.
+Each of these parent groups has rows of its own.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ class Known:
 class Learned:
     """What every learned grouping has.
 
-    `groups` is the most groups within each group of `by`. For the first `warmup` rounds all units share one
-    group. `memory` is the share of a unit's earlier evidence that is kept when it reports again.
+    `groups` is the most groups within each parent group: each group of `by`, and of the level `within`. For
+    the first `warmup` rounds all units share one group. `memory` is the share of a unit's earlier evidence
+    that is kept when it reports again.
     """
 
     groups: int = 4
     of: str = "session"
+    within: str = ""
     warmup: int = 0
     memory: float = 0.0
 
