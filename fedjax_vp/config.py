@@ -70,6 +70,7 @@ class Config(BaseModel):
     mixing: Mixing = _METHOD.mixing
     components: Components = _METHOD.components
     adapt: Adapt = _METHOD.adapt
+    starts: int = _METHOD.starts
     engine: Engine = Engine()
     evaluate: Evaluate = Evaluate()
     coldstart: ColdStart = ColdStart()
@@ -81,6 +82,8 @@ class Config(BaseModel):
     def _check(self) -> Config:
         if self.rounds < 1:
             raise ValueError(f"rounds is {self.rounds}: give at least 1")
+        if self.starts > 1 and self.engine.processes > 1:
+            raise ValueError(f"starts is {self.starts}, which several processes cannot run: give 1")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}: give a number from 0 to 2^32 - 1")
         if len(set(self.compare)) != len(self.compare):
@@ -102,6 +105,7 @@ class Config(BaseModel):
             mixing=self.mixing,
             components=self.components,
             adapt=self.adapt,
+            starts=self.starts,
         )
 
     @property

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -74,6 +76,18 @@ class Course:
     def save(self) -> None:
         """Writes a checkpoint."""
         self.checkpoints.save(self.done, self.state, self.log)
+
+    def save_to(self, folder: Path) -> None:
+        """Writes a checkpoint to another folder."""
+        with closing(Checkpoints(folder)) as checkpoints:
+            checkpoints.save(self.done, self.state, self.log)
+
+    @property
+    def train_loss(self) -> float:
+        """Mean loss of the participants since the last look but one; of what is not finite, infinite."""
+        looks = [done for done, _ in self.log["looks"][:-1]]
+        loss = float(np.mean(self.log["rounds"]["loss"][looks[-1] if looks else 0 :]))
+        return loss if math.isfinite(loss) else math.inf
 
     def take(self, state: Any, info: rounds_of.RoundInfo, count: int) -> None:
         """Takes over the state after `count` more rounds and what they tell, and sees whether it is sound."""

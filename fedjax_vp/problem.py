@@ -78,7 +78,7 @@ class Common:
         self.problem, self.rounds = problem, rounds
         self.sim = simulator(problem.federation, problem.predictor, problem.method, problem.engine)
         self.alone = self.sim._replace(mesh=processes.own(self.sim.mesh))  # on devices of this process
-        self.chunk = Chunk(self.sim, problem.engine, points)
+        self.chunk = Chunk(self.sim, problem.engine, points * problem.method.starts)
         self.arrays = problem.federation.arrays
         self.errors = make_errors(own(self.sim), problem.federation.shape, self.sim.mesh, problem.evaluate)
         self.mixing = make_mixing(self.alone)

@@ -2,6 +2,8 @@
 
 Points, that is seeds with their traced numbers, run in batches of one compiled function (`batching`); a
 single run is a batch of one. Each point keeps its own log and checkpoints, and can be resumed by itself.
+Where a method asks for several `starts`, each of them is run as a point, and the one with the least training
+loss, which is all that a server hears, stands for the point.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from fedjax_vp.course import Course, advance
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated.precision import products
 from fedjax_vp.problem import Common, Outcome, Point, Problem
+
+_NEXT_SEED = 0x9E3779B9  # between the seeds of a run's starts: far from those that people give
 
 
 class Interrupted(Exception):
@@ -89,20 +93,70 @@ def simulate_many(
     Raises:
         Interrupted: Ctrl-C; the points under way are saved.
     """
-    width = common.chunk.width
+    width, starts = common.chunk.width, common.problem.method.starts
+    runs = [_started(point, start, starts) for point in points for start in range(starts)]
+    tell, ended = _summed(reporter, starts), dict[int, list[Course]]()
     with _graceful() as stop:
-        for begin in range(0, len(points), width):
+        for begin in range(0, len(runs), width):
             with ExitStack() as closing:
                 courses: dict[int, Course] = {}
-                for index, point in enumerate(points[begin : begin + width], begin):
-                    courses[index] = Course(common, point)
-                    closing.callback(courses[index].checkpoints.close)
-                _run_batch(common, courses, resume, reporter, stop)
-                for index, course in courses.items():
-                    tell = _about(index, course, reporter, stop)
-                    finish(index, course.failed or course.outcome(tell))
+                for run, point in enumerate(runs[begin : begin + width], begin):
+                    courses[run] = Course(common, point)
+                    closing.callback(courses[run].checkpoints.close)
+                _run_batch(common, courses, resume, tell, stop)
+                for run, course in courses.items():
+                    index = run // starts
+                    ended.setdefault(index, []).append(course)
+                    if len(ended[index]) == starts:
+                        about = _about(index, course, reporter, stop)
+                        finish(index, _kept(ended.pop(index), points[index], about))
             if processes.any_of(stop.is_set()):
-                raise Interrupted(common.rounds, points[begin].run_dir)
+                raise Interrupted(common.rounds, points[begin // starts].run_dir)
+
+
+def _started(point: Point, start: int, starts: int) -> Point:
+    """One of the starts of a point, with a seed and, where there are several, a folder of its own."""
+    if starts == 1:
+        return point
+    folder = point.run_dir and point.run_dir / "starts" / str(start)
+    return point._replace(seed=(point.seed + start * _NEXT_SEED) % 2**32, run_dir=folder)
+
+
+def _summed(
+    reporter: Callable[[int, dict[str, Any]], None], starts: int
+) -> Callable[[int, dict[str, Any]], None]:
+    """Tells of a point how far its starts have come, all together."""
+    done: dict[int, int] = {}
+
+    def tell(run: int, facts: dict[str, Any]) -> None:
+        index, done[run] = run // starts, facts["round"]
+        mine = range(index * starts, (index + 1) * starts)
+        reporter(index, {**facts, "round": sum(done.get(one, 0) for one in mine) // starts})
+
+    return tell
+
+
+def _kept(
+    courses: Sequence[Course], point: Point, tell: Callable[[dict[str, Any]], None]
+) -> Outcome | UserError:
+    """What comes of the start that ended with the least training loss, or why all of them failed."""
+    sound = [course for course in courses if not course.failed]
+    if not sound:
+        assert courses[0].failed is not None
+        return courses[0].failed
+    best = min(sound, key=lambda course: course.train_loss)
+    outcome = best.outcome(tell)
+    if len(courses) == 1:
+        return outcome
+    if point.run_dir is not None:
+        best.save_to(point.run_dir / "checkpoints")
+    losses = [None if course.failed else course.train_loss for course in courses]
+    others = [course for course in sound if course is not best]
+    timings = {key: x + sum(one.log["timings"][key] for one in others) for key, x in outcome.timings.items()}
+    sent = [course.traffic(course.done) for course in sound]
+    totals = {key: sum(one[key] for one in sent) for key in sent[0]}
+    counters = {**outcome.counters, **totals, "starts": losses, "start": courses.index(best)}
+    return outcome._replace(timings=timings, counters=counters)
 
 
 def _run_batch(

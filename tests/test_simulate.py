@@ -232,3 +232,70 @@ def test_ctrl_c_while_windows_are_measured_loses_nothing(whole: Outcome, tmp_pat
     told: list[dict[str, Any]] = []
     same(simulate(problem(), ROUNDS, 3, tmp_path, resume=True, reporter=told.append), whole)
     assert all("stage" in facts for facts in told)  # no round was run again
+
+
+def test_of_several_starts_the_one_of_least_training_loss_is_kept(whole: Outcome, tmp_path: Path) -> None:
+    """Each is what a run of its seed alone is; the kept one's checkpoint lies where a run's does."""
+    told: list[int] = []
+    several = problem(replace(METHOD, starts=3))
+    found = simulate(several, ROUNDS, 3, tmp_path, reporter=lambda facts: told.append(facts["round"]))
+    seeds = [(3 + start * 0x9E3779B9) % 2**32 for start in range(3)]
+    alone = [whole, *(simulate(problem(), ROUNDS, seed) for seed in seeds[1:])]
+    losses = [one.history[-1]["loss"] for one in alone]
+    assert len(set(losses)) == 3
+    assert found.counters["starts"] == losses
+    best = alone[found.counters["start"]]
+    assert best.history[-1]["loss"] == min(losses)
+    same(best, found._replace(counters=best.counters))
+    assert found.counters["bytes_up"] == sum(one.counters["bytes_up"] for one in alone)
+    assert told == sorted(told)
+    assert told[-1] == ROUNDS
+    course = Course(Common(problem(), ROUNDS), Point(3, METHOD, tmp_path))
+    course.resume()
+    np.testing.assert_array_equal(course.state.seed, best.state.seed)
+
+
+def test_a_start_that_diverges_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best start fails: another stands for the run. Where all fail, the first says why."""
+    several = problem(replace(METHOD, starts=2))
+    take, best = Course.take, int(np.uint32(simulate(several, ROUNDS, 3).state.seed))
+
+    def failing(bad: Callable[[int], bool]) -> Callable[..., None]:
+        def wrapped(course: Course, *args: Any) -> None:
+            take(course, *args)
+            if bad(course.point.seed):
+                course.failed = UserError(f"seed {course.point.seed}")
+
+        return wrapped
+
+    monkeypatch.setattr(Course, "take", failing(lambda seed: seed == best))
+    found = simulate(several, ROUNDS, 3)
+    assert found.counters["starts"].count(None) == 1
+    assert int(np.uint32(found.state.seed)) != best
+    monkeypatch.setattr(Course, "take", failing(lambda seed: True))
+    with pytest.raises(UserError, match=r"^seed 3$"):
+        simulate(several, ROUNDS, 3)
+
+
+def test_starts_that_were_stopped_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the second start; the first one is not trained again."""
+    several = problem(replace(METHOD, starts=2), chunk=3)
+    wanted = simulate(several, ROUNDS, 3)
+
+    def stop(facts: dict[str, Any]) -> None:
+        if facts["round"] == (ROUNDS + 3) // 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        simulate(several, ROUNDS, 3, tmp_path, reporter=stop)
+    trained: list[int] = []
+    take = Course.take
+
+    def note(course: Course, *args: Any) -> None:
+        trained.append(course.point.seed)
+        take(course, *args)
+
+    monkeypatch.setattr(Course, "take", note)
+    found = simulate(several, ROUNDS, 3, tmp_path, resume=True)
+    assert 3 not in trained
+    same(wanted, found)

@@ -196,7 +196,11 @@ class Adapt:
 
 @dataclass(frozen=True)
 class Method:
-    """A federated method: levels, coarse to fine, and one choice in each slot."""
+    """A federated method: levels, coarse to fine, and one choice in each slot.
+
+    `starts`: how often it is trained, each time from a seed of its own; the start of least training loss is
+    kept (random restarts, for what depends on where it begins, such as IFCA).
+    """
 
     levels: tuple[Level, ...] = (Level("global"),)
     client: Literal["session", "user", "all"] = "session"
@@ -206,8 +210,10 @@ class Method:
     mixing: Mixing = field(default_factory=Mixing)
     components: Components = field(default_factory=Components)
     adapt: Adapt = field(default_factory=Adapt)
+    starts: int = 1
 
     def __post_init__(self) -> None:
+        require(self.starts >= 1, f"starts is {self.starts}: give at least 1")
         names = [level.name for level in self.levels]
         require(bool(names), "levels is empty: give at least one level")
         require(len(set(names)) == len(names), f"levels: two levels share a name in {names}")
