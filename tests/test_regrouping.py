@@ -332,7 +332,7 @@ def test_any_number_of_units_is_grouped_within_its_parent(
     rows = {n: jnp.asarray(random.standard_normal(x.shape), jnp.float32) for n, x in level.rows.items()}
     learned = level.learned._replace(signal=signal, seen=seen)
     level = learned_of.with_share(level._replace(rows=rows), learned, jnp.eye(3)[np.asarray(where)])
-    found, facts = regrouping._regroup_level(ANY[kind], level, 4)
+    found, _, facts = regrouping._regroup_level(ANY[kind], level, 4)
     share = np.asarray(found.learned.share)
     np.testing.assert_array_equal(np.sort(share, axis=1), np.tile([0.0, 0.0, 1.0], (SESSIONS, 1)))
     unit = np.asarray(found.learned.unit)

@@ -2,14 +2,15 @@
 
 The parts are the engine's own (`fedjax_vp.federated.round`), compiled and timed one by one. What training
 adds to a pass in which nobody takes a step is training; the rest of that pass (generating sessions, composing
-models, adding up) and pooling are aggregation. Clustering is choosing by loss inside the round, sketching,
-keeping what was sketched, and grouping anew on the host, counted as if it came in every round.
+models, adding up) and pooling are aggregation. Clustering is choosing by loss inside the round, what sketches
+add to a pass, keeping what was sketched, and grouping anew on the host, as if it came in every round.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +27,6 @@ from fedjax_vp.federated.federation import Federation
 from fedjax_vp.federated.grouping import similarity
 from fedjax_vp.federated.grouping.linkage import agglomerate
 from fedjax_vp.federated.grouping.settings import IFCA, ByUpdates
-from fedjax_vp.federated.grouping.sketch import sketch
 from fedjax_vp.federated.precision import products
 from fedjax_vp.federated.settings import Engine, Everyone, Local, Method
 from fedjax_vp.federated.simulator import Simulator, simulator
@@ -136,33 +136,23 @@ class _Parts:
                 begun = time.perf_counter()
                 jax.block_until_ready(regrouping.regroup(sim.method, after, 1)[0])
                 found["regroup_s"] = time.perf_counter() - begun
-            found["sketch_s"] = min(self._sketch_s(), found["pass_s"])
+            found["sketch_s"] = self._sketch_s(found["pass_s"], idle, numbers.local_lr)
         return found
 
-    def _sketch_s(self) -> float:
-        """Sketches of updates of the cohort's size, made beside each other as the round makes them."""
-        sim, devices = self.sim, self.sim.mesh.size
-        params = sim.task.predictor.init(jax.random.key(0))
-        mine = [
-            ({n: params[n] for n in names}, level.grouping.sketch)
-            for level, names in zip(sim.layout.levels, sim.layout.owned, strict=True)
+    def _sketch_s(self, pass_s: float, clients: Any, lr: Any) -> float:
+        """What sketches add to a pass: the same pass where the same units choose by loss makes none."""
+        method = self.sim.method
+        plain = tuple(
+            replace(level, grouping=IFCA(groups=level.grouping.groups, of=level.grouping.of))
             if isinstance(level.grouping, ByUpdates)
-        ]
-
-        def block(scale: jax.Array) -> list[jax.Array]:
-            def one(scale: jax.Array) -> list[jax.Array]:
-                updates = [({n: x[None] * scale for n, x in leaves.items()}, size) for leaves, size in mine]
-                leaves = jax.lax.optimization_barrier([leaves for leaves, _ in updates])
-                key = learned_of.sketch_key()
-                return [sketch(x, key, size) for x, (_, size) in zip(leaves, mine, strict=True)]
-
-            return jax.lax.map(one, scale, batch_size=None if sim.block == 1 else sim.block)
-
-        own = jax.sharding.PartitionSpec("clients")
-        count = -(-sim.federation.num_clients // devices) * devices
-        scale = jnp.linspace(0.5, 1.5, count)
-        sharded = jax.shard_map(block, mesh=sim.mesh, in_specs=own, out_specs=own, check_vma=False)
-        return best(self.compiled(sharded, scale), scale)[0]
+            else level
+            for level in method.levels
+        )
+        task, engine = self.sim.task, Engine(client_block=self.sim.block)
+        sim = simulator(task.federation, task.predictor, replace(method, levels=plain), engine)
+        args = clients, rounds_of.init(sim, jnp.int32(0)).levels, task.federation.arrays, lr
+        train = self.compiled(rounds_of.trainer(sim), *args)
+        return max(pass_s - best(train, *args)[0], 0.0)
 
 
 def _exact(sim: Simulator, cell: Cell) -> dict[str, float]:

@@ -160,6 +160,12 @@ def _info(
     )
 
 
+def _no_info(levels: int) -> RoundInfo:
+    """Facts of a round that has not been run."""
+    none, count = jnp.zeros(()), jnp.zeros((), jnp.int32)
+    return RoundInfo(none, *[count] * 5, jnp.zeros((), bool), jnp.zeros(levels, jnp.int32))
+
+
 def _deal(sim: Simulator, cohort: participation.Cohort, arrays: Arrays) -> participation.Cohort:
     """Pads the cohort to whole blocks on every device, and deals ragged work evenly, longest first."""
     devices = sim.mesh.shape["clients"]
@@ -298,8 +304,7 @@ def make_chunk(sim: Simulator, length: int) -> Callable[..., tuple[State, RoundI
     round_fn = make_round(sim)
 
     def chunk(state: State, arrays: Arrays, numbers: Hyper, count: Int[Array, ""]) -> tuple[State, RoundInfo]:
-        shapes = jax.eval_shape(round_fn, state, arrays, numbers)[1]
-        infos = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
+        infos = jax.tree.map(lambda x: jnp.broadcast_to(x, (length, *x.shape)), _no_info(len(state.levels)))
 
         def body(index: Array, carry: tuple[State, RoundInfo]) -> tuple[State, RoundInfo]:
             state, infos = carry

@@ -16,6 +16,9 @@ small ones lie side by side, and updates of at most `size` numbers are kept exac
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +45,10 @@ def sketch(delta: Params, key: Key[Array, ""], size: int) -> Float[Array, "unit 
         return jnp.concatenate([x.reshape(x.shape[0], -1) for x in leaves], axis=1)
     total = jnp.zeros((leaves[0].shape[0], size))
     offset = 0
-    for index, x in enumerate(leaves):
+    signs = _signs(key, tuple(math.prod(x.shape[1:]) for x in leaves))
+    for own, x in zip(signs, leaves, strict=True):
         flat = x.reshape(x.shape[0], -1)
-        folded = _fold(flat, _signs(key, index, flat.shape[1]), _width(x.shape[1:], size))
+        folded = _fold(flat, own, _width(x.shape[1:], size))
         folded = jnp.pad(folded, ((0, 0), (0, size - folded.shape[1])))
         total = total + jnp.roll(folded, offset, axis=1)
         offset = (offset + flat.shape[1]) % size
@@ -59,12 +63,26 @@ def _width(shape: tuple[int, ...], size: int) -> int:
     return next(width for width in range(size, 0, -1) if math.gcd(width, stride) == 1)
 
 
-def _signs(key: Key[Array, ""], index: int, size: int) -> Float[ArrayLike, "d"]:
-    """Signs of a leaf. Those of a known key are a constant of what is compiled, not drawn for each client."""
+def _signs(key: Key[Array, ""], sizes: tuple[int, ...]) -> Sequence[Float[ArrayLike, "d"]]:
+    """Signs of each leaf; a known key makes them constants of what is compiled, not drawn by each client."""
     if isinstance(key, Tracer):
-        return jax.random.rademacher(jax.random.fold_in(key, index), (size,), jnp.float32)
+        return [row[:size] for row, size in zip(_drawn(key, sizes), sizes, strict=True)]
     with jax.ensure_compile_time_eval():
-        return np.asarray(jax.random.rademacher(jax.random.fold_in(key, index), (size,), jnp.float32))
+        return _constants(np.asarray(jax.random.key_data(key)).tobytes(), jax.random.key_impl(key), sizes)
+
+
+@lru_cache(maxsize=64)
+def _constants(data: bytes, impl: Any, sizes: tuple[int, ...]) -> Sequence[np.ndarray]:
+    """The signs of a key, of which its numbers are given: every level and every trace asks for the same."""
+    key = jax.random.wrap_key_data(np.frombuffer(data, np.uint32), impl=impl)
+    drawn = np.asarray(jax.jit(_drawn, static_argnums=1)(key, sizes), np.int8)
+    return [row[:size].astype(np.float32) for row, size in zip(drawn, sizes, strict=True)]
+
+
+def _drawn(key: Key[Array, ""], sizes: tuple[int, ...]) -> Float[Array, "leaf d"]:
+    """One draw for all leaves, as long as the longest."""
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(sizes)))
+    return jax.vmap(lambda one: jax.random.rademacher(one, (max(sizes),), jnp.float32))(keys)  # over leaves
 
 
 def _fold(
