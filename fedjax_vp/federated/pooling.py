@@ -135,15 +135,13 @@ def _shrink(
         return state.variance, {n: hyper.shrinkage[index].reshape((1,) * m.ndim) for n, m in mean.items()}
     seen = {}
     for n in mean:
-        axes = tuple(1 + a for a in shrinkage.stat_axes(n, mean[n].ndim - 1))
-        spread = jnp.broadcast_to(totals.weight[n], (1, *mean[n].shape[1:]))
         moments = shrinkage.Moments(
             z=mean[n] + decay[n],
             weight=sums.weight[n],
             square_weight=sums.square_weight[n],
             residual=rest.square[n],
             mean=mean[n],
-            halves=_divide(totals.halves[n], jnp.sum(spread, axis=axes, keepdims=True)),
+            halves=_divide(totals.halves[n], shrinkage.total_of(n, totals.weight[n], mean[n].shape)),
             centered=layout.coarsest(n) < index,
         )
         seen[n] = shrinkage.observe(n, moments)

@@ -14,6 +14,7 @@ level's groups and averaged over rounds; tau^2 is cut at 0.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -66,14 +67,12 @@ def init(params: Params, names: tuple[str, ...]) -> Variance:
 
 def observe(leaf: str, moments: Moments) -> tuple[Array, Array, Array]:
     """Signal, noise and sigma^2 of one round, each [1, ...] as in `Variance`."""
-    axes = tuple(1 + a for a in stat_axes(leaf, moments.z.ndim - 1))
     active = moments.weight > 0
     weight = jnp.where(active, moments.weight, 1.0)
     per_client = jnp.where(active, moments.square_weight / weight**2, 0.0)  # 1 / n_g
 
     def total(x: Array) -> Array:
-        """Sums over groups and pooled axes of something broadcastable to the rows."""
-        return jnp.sum(jnp.broadcast_to(x, moments.z.shape), axis=(0, *axes), keepdims=True)
+        return total_of(leaf, x, moments.z.shape)
 
     within = moments.residual - total(moments.weight * moments.mean**2)
     freedom = total(jnp.where(active, moments.weight - moments.square_weight / weight, 0.0))
@@ -85,6 +84,16 @@ def observe(leaf: str, moments: Moments) -> tuple[Array, Array, Array]:
     signal = total(jnp.where(active, moments.z**2, 0.0)) / degrees
     noise = total(sigma2 * per_client) / jnp.maximum(count, 1.0)
     return signal, noise, sigma2
+
+
+def total_of(leaf: str, x: Array, shape: tuple[int, ...]) -> Array:
+    """Sums over groups and pooled axes of something broadcastable to rows of a shape; so is what it returns.
+
+    What is the same along an axis is counted, so that leaves of equal weights have their sums in common.
+    """
+    axes = tuple(1 + a for a in stat_axes(leaf, len(shape) - 1))
+    repeated = math.prod(shape[a] for a in axes if x.shape[a] == 1)
+    return repeated * jnp.sum(x, axis=(0, *axes), keepdims=True)
 
 
 def average(old: Variance, seen: dict[str, tuple[Array, Array, Array]]) -> Variance:
