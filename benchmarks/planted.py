@@ -4,8 +4,9 @@
 
 Two federations of 16 viewers and 4 videos with 2 x 2 planted groups, 5 seeds each, a linear predictor (the
 planted response is linear), 200 rounds, at each distance between the groups; the seeds of a federation run
-side by side in one compiled function. Run it again with the same folder and finished cells are reused. Writes
-`cells/*.json` (a point a seed), `planted.json`, `planted.md` and `planted.png` into the folder.
+side by side in one compiled function. Run it again with the same folder and finished cells are reused: the
+table is of all that are there. Writes `cells/*.json` (a point a seed), `planted.json`, `planted.md` and
+`planted.png` into the folder.
 """
 
 from __future__ import annotations
@@ -97,10 +98,10 @@ def main() -> None:
 
 
 def collect(keys: Sequence[tuple[str, float, int, int]], folder: Path) -> list[dict[str, Any]]:
-    """Points of all cells, those that are missing computed; says how long the rest may take."""
+    """Points of all cells in the folder, those asked for computed if missing; says how long that may take."""
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
-    paths = {key: folder / "-".join([key[0], f"{key[1]:g}", *map(str, key[2:])]) for key in keys}
+    paths = {key: folder / "-".join([key[0], f"{key[1]:g}", *map(str, (*key[2:], ROUNDS))]) for key in keys}
     paths = {key: path.with_name(path.name + ".json") for key, path in paths.items()}
     todo, begun = [key for key, path in paths.items() if not path.is_file()], time.perf_counter()
     console.print(
@@ -118,7 +119,8 @@ def collect(keys: Sequence[tuple[str, float, int, int]], folder: Path) -> list[d
             f"{HORIZONS_S[-1]:g} s, about {left / 60:.0f} min left",
             highlight=False,
         )
-    return [point for path in paths.values() for point in json.loads(path.read_text())]
+    points = [point for path in folder.glob(f"*-{ROUNDS}.json") for point in json.loads(path.read_text())]
+    return sorted(points, key=lambda one: (METHODS.index(one["method"]), one["distance"], one["federation"]))
 
 
 def cell(method: str, distance: float, federation: int, seeds: int) -> list[dict[str, Any]]:

@@ -84,10 +84,10 @@ class Course:
 
     @property
     def train_loss(self) -> float:
-        """Mean loss of the participants since the last look but one; of what is not finite, infinite."""
-        looks = [done for done, _ in self.log["looks"][:-1]]
-        loss = float(np.mean(self.log["rounds"]["loss"][looks[-1] if looks else 0 :]))
-        return loss if math.isfinite(loss) else math.inf
+        """Mean loss of those that reported in the last tenth of the rounds; NaN where nobody did."""
+        last = -max(self.done // 10, 1)
+        loss, count = (np.asarray(self.log["rounds"][name][last:]) for name in ("loss", "reported"))
+        return float(np.average(loss, weights=count)) if count.any() else math.nan
 
     def take(self, state: Any, info: rounds_of.RoundInfo, count: int) -> None:
         """Takes over the state after `count` more rounds and what they tell, and sees whether it is sound."""
@@ -216,6 +216,7 @@ class Course:
                 for score in ("ari", "nmi")
             },
             "state_bytes": sum(x.nbytes for x in jax.tree.leaves(self.state)),
+            "train_loss": self.train_loss,
             "nonfinite_clients": sum(self.log["rounds"]["nonfinite"]),
             **self.traffic(self.common.rounds),
         }

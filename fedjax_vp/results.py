@@ -10,7 +10,8 @@
                      by_client, by_user, worst_decile, precision, recall, f1, iou
     groups.parquet   learned groups by level and round, where there are any
     examples.npz     some windows with their predictions
-    checkpoints/, figures/, beside/<method>/ with a history.parquet of its own
+    checkpoints/, starts/ (those of each of several starts), figures/
+    beside/<method>/ with a history.parquet of its own
 
 Every file is written beside its place and renamed into it: a killed run leaves no half-written one. JSON has
 sorted keys, rounded numbers, no paths, and times only under keys that end in ``_s``.

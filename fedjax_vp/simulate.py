@@ -8,6 +8,7 @@ loss, which is all that a server hears, stands for the point.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -95,7 +96,8 @@ def simulate_many(
     """
     width, starts = common.chunk.width, common.problem.method.starts
     runs = [_started(point, start, starts) for point in points for start in range(starts)]
-    tell, ended = _summed(reporter, starts), dict[int, list[Course]]()
+    done, ended = dict.fromkeys(range(len(runs)), 0), dict[int, list[Course]]()
+    tell = _summed(reporter, starts, done)
     with _graceful() as stop:
         for begin in range(0, len(runs), width):
             with ExitStack() as closing:
@@ -103,9 +105,14 @@ def simulate_many(
                 for run, point in enumerate(runs[begin : begin + width], begin):
                     courses[run] = Course(common, point)
                     closing.callback(courses[run].checkpoints.close)
-                _run_batch(common, courses, resume, tell, stop)
+                _resume(courses if resume else {})
+                done.update({run: course.done for run, course in courses.items()})
+                try:
+                    _run_batch(common, courses, tell, stop)
+                except Interrupted as interrupted:
+                    raise Interrupted(interrupted.round, points[begin // starts].run_dir) from None
                 for run, course in courses.items():
-                    index = run // starts
+                    index, done[run] = run // starts, common.rounds
                     ended.setdefault(index, []).append(course)
                     if len(ended[index]) == starts:
                         about = _about(index, course, reporter, stop)
@@ -123,15 +130,14 @@ def _started(point: Point, start: int, starts: int) -> Point:
 
 
 def _summed(
-    reporter: Callable[[int, dict[str, Any]], None], starts: int
+    reporter: Callable[[int, dict[str, Any]], None], starts: int, done: dict[int, int]
 ) -> Callable[[int, dict[str, Any]], None]:
-    """Tells of a point how far its starts have come, all together."""
-    done: dict[int, int] = {}
+    """Tells of a point how far its starts have come, all together; `done` are the rounds of each."""
 
     def tell(run: int, facts: dict[str, Any]) -> None:
         index, done[run] = run // starts, facts["round"]
         mine = range(index * starts, (index + 1) * starts)
-        reporter(index, {**facts, "round": sum(done.get(one, 0) for one in mine) // starts})
+        reporter(index, {**facts, "round": sum(done[one] for one in mine) // starts})
 
     return tell
 
@@ -144,34 +150,38 @@ def _kept(
     if not sound:
         assert courses[0].failed is not None
         return courses[0].failed
-    best = min(sound, key=lambda course: course.train_loss)
+    best = min(sound, key=lambda course: (math.isnan(course.train_loss), course.train_loss))
     outcome = best.outcome(tell)
     if len(courses) == 1:
         return outcome
     if point.run_dir is not None:
         best.save_to(point.run_dir / "checkpoints")
     losses = [None if course.failed else course.train_loss for course in courses]
-    others = [course for course in sound if course is not best]
+    others = [course for course in courses if course is not best]
     timings = {key: x + sum(one.log["timings"][key] for one in others) for key, x in outcome.timings.items()}
-    sent = [course.traffic(course.done) for course in sound]
+    timings["clustering_s"] += best.common.choice_s * sum(course.done for course in others)
+    sent = [course.traffic(course.done) for course in courses]
     totals = {key: sum(one[key] for one in sent) for key in sent[0]}
     counters = {**outcome.counters, **totals, "starts": losses, "start": courses.index(best)}
     return outcome._replace(timings=timings, counters=counters)
 
 
-def _run_batch(
-    common: Common,
-    courses: dict[int, Course],
-    resume: bool,
-    reporter: Callable[[int, dict[str, Any]], None],
-    stop: threading.Event,
-) -> None:
-    """Runs a batch to its last round. Points that a kill left behind run first, until all are abreast."""
-    for course in courses.values() if resume else ():
+def _resume(courses: dict[int, Course]) -> None:
+    """Goes on from checkpoints."""
+    for course in courses.values():
         try:
             course.resume()
         except UserError as error:
             course.failed = error
+
+
+def _run_batch(
+    common: Common,
+    courses: dict[int, Course],
+    reporter: Callable[[int, dict[str, Any]], None],
+    stop: threading.Event,
+) -> None:
+    """Runs a batch to its last round. Points that a kill left behind run first, until all are abreast."""
     chunk = common.problem.engine.chunk
     while active := {i: c for i, c in courses.items() if not c.failed and c.done < common.rounds}:
         least = min(course.done for course in active.values())

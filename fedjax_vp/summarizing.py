@@ -98,7 +98,6 @@ def summary(config: Config, traces: TraceSet, outcome: Outcome, scores: Scores) 
         },
         "hurt_share": hurt["share"] if hurt else None,
         "hurt": hurt,
-        "train_loss": outcome.history[-1]["loss"] if outcome.history else None,
         "starts": [],
         "start": 0,
         "ari": {},

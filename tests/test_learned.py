@@ -88,6 +88,7 @@ def plain(units: int, unit: list[int], groups: int = 2) -> Learned:
         seen=jnp.zeros(units),
         signal=jnp.zeros((units, 2)),
         peak=jnp.zeros(()),
+        heard=jnp.zeros(len(unit), bool),
     )
 
 

@@ -133,7 +133,8 @@ def test_two_devices_give_the_same_result(whole: Outcome) -> None:
     for x, y in zip(jax.tree.leaves(other.state), jax.tree.leaves(whole.state), strict=True):
         np.testing.assert_allclose(x, y, atol=2e-4, rtol=2e-4)
     np.testing.assert_allclose(other.evaluation.error_deg, whole.evaluation.error_deg, atol=0.05)
-    assert other.counters == whole.counters
+    loss = pytest.approx(whole.counters["train_loss"], rel=1e-4)
+    assert other.counters == {**whole.counters, "train_loss": loss}
 
 
 BROKEN = Method(local=probe.local(steps=4, lr=50.0))
@@ -241,11 +242,11 @@ def test_of_several_starts_the_one_of_least_training_loss_is_kept(whole: Outcome
     found = simulate(several, ROUNDS, 3, tmp_path, reporter=lambda facts: told.append(facts["round"]))
     seeds = [(3 + start * 0x9E3779B9) % 2**32 for start in range(3)]
     alone = [whole, *(simulate(problem(), ROUNDS, seed) for seed in seeds[1:])]
-    losses = [one.history[-1]["loss"] for one in alone]
+    losses = [one.counters["train_loss"] for one in alone]
     assert len(set(losses)) == 3
     assert found.counters["starts"] == losses
     best = alone[found.counters["start"]]
-    assert best.history[-1]["loss"] == min(losses)
+    assert best.counters["train_loss"] == min(losses)
     same(best, found._replace(counters=best.counters))
     assert found.counters["bytes_up"] == sum(one.counters["bytes_up"] for one in alone)
     assert told == sorted(told)
@@ -286,8 +287,9 @@ def test_starts_that_were_stopped_go_on(tmp_path: Path, monkeypatch: pytest.Monk
         if facts["round"] == (ROUNDS + 3) // 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted) as interrupted:
         simulate(several, ROUNDS, 3, tmp_path, reporter=stop)
+    assert interrupted.value.path == tmp_path
     trained: list[int] = []
     take = Course.take
 
@@ -296,6 +298,19 @@ def test_starts_that_were_stopped_go_on(tmp_path: Path, monkeypatch: pytest.Monk
         take(course, *args)
 
     monkeypatch.setattr(Course, "take", note)
-    found = simulate(several, ROUNDS, 3, tmp_path, resume=True)
+    told: list[int] = []
+    found = simulate(
+        several, ROUNDS, 3, tmp_path, resume=True, reporter=lambda facts: told.append(facts["round"])
+    )
     assert 3 not in trained
+    assert told[-1] == ROUNDS
     same(wanted, found)
+
+
+def test_the_training_loss_is_that_of_the_last_tenth_by_who_reported() -> None:
+    course = Course(Common(problem(), ROUNDS), Point(3, METHOD))
+    course.log["rounds"]["loss"] = [9.0] * 18 + [1.0, 4.0]
+    course.log["rounds"]["reported"] = [5] * 19 + [10]
+    assert course.train_loss == pytest.approx(3.0)
+    course.log["rounds"]["reported"] = [0] * 20
+    assert np.isnan(course.train_loss)

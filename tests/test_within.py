@@ -132,6 +132,39 @@ def test_units_that_all_sessions_have_left_are_forgotten() -> None:
     np.testing.assert_array_equal(np.asarray(known.seen) > 0, live)
 
 
+@pytest.mark.parametrize("away", [(9, 10), (11,)])
+def test_what_never_trained_knows_nothing(away: tuple[int, ...]) -> None:
+    """User 3 trains in one kind alone, the one whose videos move or the other, and has a session in both."""
+    one = case(stack(), **FOUR | {"empty": away})
+    state, _ = one.run(one.start(), 5)
+    known = state.levels[2].learned
+    seen, unit = np.asarray(known.seen), np.asarray(known.unit)
+    trains = next(session for session in (9, 10, 11) if session not in away)
+    assert seen[unit[trains]] > 0
+    assert not seen[unit[list(away)]].any()
+
+
+def test_in_a_kind_new_to_them_known_users_are_placed_by_their_first_windows() -> None:
+    """Users 1 and 3 have one habit where they trained, and two where they have not."""
+    new = (5, 11)
+    one = case(stack(), **FOUR | {"empty": new, "early": new})
+    state, _ = one.run(one.start(), 9)
+    found = rows(make_place(one.sim)(state), 2)
+    assert HABIT[4] == HABIT[10]
+    np.testing.assert_array_equal(found[list(new)], found[[2, 8]])  # of the same habits, by users 0 and 2
+    assert found[2] != found[8]
+
+
+def test_a_video_that_joins_another_kind_does_not_mix_its_habits_in() -> None:
+    """Group 0 of one kind may be group 1 of the other."""
+    one = case(stack(), **FOUR)
+    level = one.start().levels[2]
+    moved = np.array([[1.0, 0.0], [0.4, 0.6]], np.float32)
+    np.testing.assert_array_equal(regrouping._under(moved, level), np.eye(4))
+    split = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
+    np.testing.assert_array_equal(regrouping._under(split, level).argmax(axis=1), [0, 1, 0, 1])
+
+
 def test_newcomers_are_placed_within_the_kind_that_they_watch() -> None:
     """User 3 is new and has first seconds; user 0 has trained in both kinds, but not in session 1."""
     new, aside = (9, 10, 11), 1
@@ -166,6 +199,12 @@ def test_on_a_new_video_known_users_are_of_their_habit_in_its_kind() -> None:
     np.testing.assert_array_equal(rows(found, 2)[new], rows(state, 2)[VIDEO == 0])
 
 
+def test_a_label_divides_once() -> None:
+    levels_ = (Level("kind", "genre", grouping=KINDS), Level("habit", "genre*edge", grouping=HABITS))
+    with pytest.raises(ValueError, match=r"which lies within \['genre'\] already: take that out of by"):
+        Method(levels=levels_)
+
+
 @pytest.mark.parametrize(
     ("kind", "habit", "message"),
     [
@@ -177,6 +216,7 @@ def test_on_a_new_video_known_users_are_of_their_habit_in_its_kind() -> None:
             "learned while training, but pacfl groups before it",
         ),
         (Known(), replace(HABITS, within="habit"), "'habit': above it are global, kind"),
+        (IFCA(groups=2, of="video"), CFL(of="user", within="kind"), "'kind', whose groups keep changing"),
     ],
 )
 def test_what_cannot_be_learned_within_is_said(kind: Grouping, habit: Grouping, message: str) -> None:

@@ -151,7 +151,8 @@ class _Parts:
         task, engine = self.sim.task, Engine(client_block=self.sim.block)
         sim = simulator(task.federation, task.predictor, replace(method, levels=plain), engine)
         args = clients, rounds_of.init(sim, jnp.int32(0)).levels, task.federation.arrays, lr
-        train = self.compiled(rounds_of.trainer(sim), *args)
+        train = jax.jit(products("float32")(rounds_of.trainer(sim)))
+        jax.block_until_ready(train(*args))  # compiles
         return max(pass_s - best(train, *args)[0], 0.0)
 
 

@@ -29,7 +29,11 @@ def seconds(problem: Problem, arrivals: Arrivals, config: Config, seeds: Sequenc
     starts = len(method.levels) + 1
     rounds = settings.rounds[-1] * viewers
     rounds += settings.viewer_rounds * sum(min(videos * count, viewers) for count in settings.viewers)
-    trained = (config.rounds * cohort + starts * rounds) * method.local.steps * max(method.local.batch, 32)
+    trained = (
+        (method.starts * config.rounds * cohort + starts * rounds)
+        * method.local.steps
+        * max(method.local.batch, 32)
+    )
     predicted = (
         starts * (len(settings.rounds) + len(settings.viewers)) * arrivals.videos.windows("test").sum()
     )

@@ -133,7 +133,7 @@ def carried(sim: Simulator, state: State) -> State:
         if known is not None:
             one = {n: rows[0] for n, rows in old.rows.items()}
             fresh = learned_of.init(level, group, one, names)
-            known = fresh._replace(share=known.share, seen=known.seen)
+            known = fresh._replace(share=known.share, seen=known.seen, heard=known.heard)
         states.append(old._replace(learned=known))
     stack = tuple(states)
     for index in range(len(stack)):

@@ -250,9 +250,11 @@ def _diverge(
     if not settings.warmup:
         return states  # the rows differ from the start
     spread = 0.0 if settings.hold else settings.spread  # what is held apart parts by itself
-    rows = learned_of.perturbed(sim.layout, states, index, spread, key)
-    turn = round_index == settings.warmup
-    new = {n: jnp.where(turn, rows[n], old) for n, old in states[index].rows.items()}
+    new = jax.lax.cond(
+        round_index == settings.warmup,
+        lambda: learned_of.perturbed(sim.layout, states, index, spread, key),
+        lambda: states[index].rows,
+    )
     return (*states[:index], states[index]._replace(rows=new), *states[index + 1 :])
 
 

@@ -137,6 +137,9 @@ def history(
     for index, (level, group) in enumerate(zip(sim.layout.levels, sim.groupings, strict=True)):
         if group.unit is not None:
             units[level.name] = max(len(np.unique(group.unit[train & (group.unit >= 0)])), 1)
+            if group.under is not None:  # a unit for each group above that it has sessions in
+                sizes = [sum(one.get("sizes", ())) for one in noted if one["level"] == level.name]
+                units[level.name] = max(units[level.name], *sizes, 1)
         if isinstance(level.grouping, IFCA):
             for done, counts in enumerate(moved, 1):
                 entry = found.setdefault((level.name, done), {"level": level.name, "round": done})

@@ -140,7 +140,7 @@ def _within(levels: tuple[Level, ...], above: list[Grouping], group: Grouping) -
     parent, known = above[index], levels[index].grouping
     assert group.unit is not None
     if not isinstance(known, IFCA | ByUpdates):  # its groups stay as they are
-        code, unit = (_pairs(parent.code, one) for one in (group.code, group.unit))
+        code, unit = (_pairs(parent.code, one, levels[len(above)]) for one in (group.code, group.unit))
         return group._replace(code=code, num_groups=int(code.max()) + 1, unit=unit)
     assert parent.unit is not None
     first = parent.code * known.groups  # everybody is in the first group of its own parent group
@@ -154,13 +154,18 @@ def _within(levels: tuple[Level, ...], above: list[Grouping], group: Grouping) -
         unit=unit,
         under=index,
         branches=parent.num_groups,
-        atom=_pairs(parent.finest, group.unit),
+        atom=_pairs(parent.finest, group.unit, levels[len(above)]),
     )
 
 
-def _pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Codes of the pairs that occur, int32 [session], -1 where one of the two is unknown."""
-    return grouping({"session": one, "one": one, "other": other}, "one*other", "grouping.within").code
+def _pairs(one: np.ndarray, other: np.ndarray, level: Level) -> np.ndarray:
+    """Codes of the pairs that occur, int32 [session], -1 where one of the two is unknown; `level` asks."""
+    try:
+        return grouping({"session": one, "one": one, "other": other}, "one*other").code
+    except UserError:
+        raise UserError(
+            f"levels: {level.name}.grouping.within: no session is known both there and here; take it out"
+        ) from None
 
 
 def layout(method: Method, groupings: list[Grouping], leaves: list[str], client_of: np.ndarray) -> Layout:

@@ -40,6 +40,7 @@ class Learned(NamedTuple):
     seen: Float[Array, "unit"]  # weight of evidence; 0: never took part
     signal: Float[Array, "unit q"]  # losses of the candidates, or sketches of updates
     peak: Float[Array, ""]  # largest norm of a mean update so far (CFL)
+    heard: Bool[Array, "session"]  # that have ever reported
     tree: Any = None  # splits so far, with the models and the members' updates (CFL)
 
 
@@ -145,6 +146,7 @@ def init(level: Level, grouping: Grouping, params: Params, names: tuple[str, ...
         seen=jnp.zeros(units),
         signal=jnp.zeros((units, size)),
         peak=jnp.zeros(()),
+        heard=jnp.zeros(len(grouping.unit), bool),
         tree=jax.tree.map(jnp.asarray, tree),
     )
 
@@ -158,8 +160,8 @@ def under(levels: tuple[Level, ...], index: int) -> int | None:
 def follow(levels: tuple[Level, ...], states: tuple[LevelState, ...], index: int) -> tuple[LevelState, ...]:
     """The states, where a level's units lie under the rows that their sessions use now in the level above.
 
-    A unit nobody knows there yet begins with what is known of the one its sessions come from; one that all
-    have left is forgotten.
+    A unit not known there yet begins in the group of the one that its sessions come from, and is to be
+    heard; one that all who have ever reported left is forgotten.
     """
     above = under(levels, index)
     if above is None:
@@ -168,13 +170,11 @@ def follow(levels: tuple[Level, ...], states: tuple[LevelState, ...], index: int
     old, units, branches = state.learned, state.learned.seen.shape[0], states[above].mass.shape[0]
     known = (old.unit >= 0) & (parent.share[:, 0] > 0)
     unit = jnp.where(known, old.unit // branches * branches + parent.group[:, 0], -1)
-    fresh = known & (old.seen[unit] == 0)
-    target = jnp.where(fresh, unit, units)  # beyond the end: dropped
-    share, seen, signal = (
-        x.at[target].set(x[old.unit], mode="drop") for x in (old.share, old.seen, old.signal)
-    )
-    live = jnp.zeros(units, bool).at[jnp.where(known, unit, units)].set(True, mode="drop")
-    learned = old._replace(unit=unit, seen=jnp.where(live, seen, 0.0), signal=signal)
+    target = jnp.where(known & (old.seen[unit] == 0), unit, units)  # beyond the end: dropped
+    source = jnp.full(units, -1).at[target].max(old.unit, mode="drop")
+    share = jnp.where((source >= 0)[:, None], old.share[source], old.share)
+    live = jnp.zeros(units, bool).at[jnp.where(known & old.heard, unit, units)].set(True, mode="drop")
+    learned = old._replace(unit=unit, seen=jnp.where(live, old.seen, 0.0))
     moved = with_share(state, learned, share, is_soft(levels[index]))
     return (*states[:index], moved, *states[index + 1 :])
 
@@ -225,7 +225,8 @@ def observe(
     mean = summed / jnp.where(heard, total, 1.0)[:, None]
     keep = jnp.where(learned.seen > 0, memory, 0.0)[:, None]
     signal = jnp.where(heard[:, None], keep * learned.signal + (1 - keep) * mean, learned.signal)
-    return learned._replace(signal=signal, seen=learned.seen + total), heard
+    told = learned.heard.at[session].max(weight > 0)
+    return learned._replace(signal=signal, seen=learned.seen + total, heard=told), heard
 
 
 def observe_updates(

@@ -71,10 +71,14 @@ def regroup(method: Method, state: State, done: int) -> tuple[State, list[dict[s
 
 
 def _under(source: np.ndarray, state: LevelState) -> np.ndarray:
-    """Shares of the old rows in each new one, for rows learned within groups that have moved by `source`."""
+    """The old row that each new one is, for rows learned within groups that have moved by `source`.
+
+    What is group a here need not be group a there: rows are taken along from where most come from, not mixed.
+    """
     groups = state.learned.share.shape[1]
     by = state.mass.shape[0] // (groups * len(source))
-    return np.kron(np.eye(by, dtype=source.dtype), np.kron(source, np.eye(groups, dtype=source.dtype)))
+    main = np.eye(len(source), dtype=source.dtype)[source.argmax(axis=1)]
+    return np.kron(np.eye(by, dtype=source.dtype), np.kron(main, np.eye(groups, dtype=source.dtype)))
 
 
 def _regroup_level(

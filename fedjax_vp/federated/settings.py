@@ -12,7 +12,7 @@ from typing import Literal
 
 from fedjax_vp.federated.checks import require, require_rate, require_share
 from fedjax_vp.federated.components import Components
-from fedjax_vp.federated.grouping.settings import IFCA, FromData, Grouping, Known
+from fedjax_vp.federated.grouping.settings import CFL, IFCA, FromData, Grouping, Known
 from fedjax_vp.federated.precision import Precision
 from fedjax_vp.federated.server import Average, Schedule, ServerOptimizer
 from fedjax_vp.models.losses import GreatCircle, LossSettings
@@ -239,6 +239,13 @@ def parent_level(levels: tuple[Level, ...], index: int) -> int | None:
     early = isinstance(level.grouping, FromData) and not isinstance(parent.grouping, Known | FromData)
     require(
         not early, f"{where} is {name!r}, learned while training, but {level.grouping.kind} groups before it"
+    )
+    shared = sorted(set(filter(None, level.by.split("*"))) & set(parent.by.split("*")))
+    require(not shared, f"{where} is {name!r}, which lies within {shared[:1]} already: take that out of by")
+    changing = isinstance(parent.grouping, IFCA) or bool(getattr(parent.grouping, "every", 0))
+    require(
+        not (changing and isinstance(level.grouping, CFL)),
+        f"{where} is {name!r}, whose groups keep changing, but cfl keeps a tree of splits: take another",
     )
     require(
         not is_soft(parent),
