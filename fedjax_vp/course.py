@@ -194,7 +194,8 @@ class Course:
         counters = self.counters(learned)
         groups = census.history(common.sim, self.log["groups"], self.log["rounds"]["moved"])
         return Outcome(
-            *(self.state, self.history(), found, baselines, timings, counters, shown, groups, common.cost)
+            *(self.state, self.history(), found, baselines, timings, counters, shown, groups, common.cost),
+            train_loss=self.train_loss,
         )
 
     def counters(self, learned: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -216,7 +217,6 @@ class Course:
                 for score in ("ari", "nmi")
             },
             "state_bytes": sum(x.nbytes for x in jax.tree.leaves(self.state)),
-            "train_loss": self.train_loss,
             "nonfinite_clients": sum(self.log["rounds"]["nonfinite"]),
             **self.traffic(self.common.rounds),
         }

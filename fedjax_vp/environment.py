@@ -16,11 +16,13 @@ _VECTORS = "--xla_cpu_prefer_vector_width="
 def prepare_jax() -> None:
     """Environment that JAX reads when it starts; what the user has set stays.
 
-    A host device for each core (clients are sharded over them), vectors as wide as the processor's (XLA stops
-    at 256 bits by itself: with AVX-512 a round of the GRU takes 4 to 9 % less), a private compilation cache.
+    A host device for each core (clients are sharded over them), a private compilation cache, and with AVX-512
+    vectors as wide as the processor's: XLA stops at 256 bits by itself, and a round of the GRU takes 4 to 9 %
+    less. Asked for without AVX-512, it takes a quarter more.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for flag, value in ((_HOST_DEVICES, count), (_VECTORS, 512)):
+    wanted = {_HOST_DEVICES: count} | ({_VECTORS: 512} if _has_avx512() else {})
+    for flag, value in wanted.items():
         flags = os.environ.get("XLA_FLAGS", "")
         if flag not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} {flag}{value}".strip()
@@ -73,3 +75,11 @@ def prepare_devices(wanted: int) -> None:
     found = re.search(_HOST_DEVICES + r"(\d+)", flags)
     if found and int(found.group(1)) < wanted:
         os.environ["XLA_FLAGS"] = flags.replace(found.group(0), f"{_HOST_DEVICES}{wanted}")
+
+
+def _has_avx512() -> bool:
+    """Whether Linux says so of the processor."""
+    try:
+        return " avx512f " in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False

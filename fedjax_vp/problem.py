@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +56,7 @@ class Outcome(NamedTuple):
     examples: dict[str, np.ndarray]  # some test windows for the world map
     groups: Sequence[dict[str, Any]] = ()  # of learned levels, by level and round (`census.history`)
     cost: Cost | None = None  # by depth
+    train_loss: float = math.nan  # of those that reported in the last tenth of the rounds
 
 
 class Point(NamedTuple):

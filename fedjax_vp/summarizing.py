@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,6 +99,7 @@ def summary(config: Config, traces: TraceSet, outcome: Outcome, scores: Scores) 
         },
         "hurt_share": hurt["share"] if hurt else None,
         "hurt": hurt,
+        "train_loss": None if math.isnan(outcome.train_loss) else outcome.train_loss,
         "starts": [],
         "start": 0,
         "ari": {},

@@ -225,6 +225,10 @@ def test_what_the_user_set_for_jax_stays(tmp_path: Path, monkeypatch: pytest.Mon
     given = ["--xla_force_host_platform_device_count=3"]
     monkeypatch.setenv("XLA_FLAGS", " ".join(given))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(environment, "_has_avx512", lambda: False)
+    environment.prepare_jax()
+    assert os.environ["XLA_FLAGS"].split() == given
+    monkeypatch.setattr(environment, "_has_avx512", lambda: True)
     environment.prepare_jax()
     assert os.environ["XLA_FLAGS"].split() == [*given, "--xla_cpu_prefer_vector_width=512"]
     given.append("--xla_cpu_prefer_vector_width=256")
