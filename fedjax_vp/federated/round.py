@@ -162,8 +162,17 @@ def _info(
 
 def _no_info(levels: int) -> RoundInfo:
     """Facts of a round that has not been run."""
-    none, count = jnp.zeros(()), jnp.zeros((), jnp.int32)
-    return RoundInfo(none, *[count] * 5, jnp.zeros((), bool), jnp.zeros(levels, jnp.int32))
+    none = jnp.zeros((), jnp.int32)
+    return RoundInfo(
+        loss=jnp.zeros(()),
+        invited=none,
+        reported=none,
+        nonfinite=none,
+        sessions_down=none,
+        sessions_up=none,
+        healthy=jnp.zeros((), bool),
+        moved=jnp.zeros(levels, jnp.int32),
+    )
 
 
 def _deal(sim: Simulator, cohort: participation.Cohort, arrays: Arrays) -> participation.Cohort:

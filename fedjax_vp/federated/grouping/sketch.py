@@ -74,7 +74,7 @@ def _signs(key: Key[Array, ""], sizes: tuple[int, ...]) -> Sequence[Float[ArrayL
 @lru_cache(maxsize=64)
 def _constants(data: bytes, impl: Any, sizes: tuple[int, ...]) -> Sequence[np.ndarray]:
     """The signs of a key, of which its numbers are given: every level and every trace asks for the same."""
-    key = jax.random.wrap_key_data(np.frombuffer(data, np.uint32), impl=impl)
+    key = jax.random.wrap_key_data(jnp.asarray(np.frombuffer(data, np.uint32)), impl=impl)
     drawn = np.asarray(jax.jit(_drawn, static_argnums=1)(key, sizes), np.int8)
     return [row[:size].astype(np.float32) for row, size in zip(drawn, sizes, strict=True)]
 
