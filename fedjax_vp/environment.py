@@ -18,7 +18,7 @@ def prepare_jax() -> None:
 
     A host device for each core (clients are sharded over them), a private compilation cache, and with AVX-512
     vectors as wide as the processor's: XLA stops at 256 bits by itself, and a round of the GRU takes 4 to 9 %
-    less. Asked for without AVX-512, it takes a quarter more.
+    less. Without AVX-512 they would bring nothing.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = {_HOST_DEVICES: count} | ({_VECTORS: 512} if _has_avx512() else {})
