@@ -156,7 +156,9 @@ def _kept(
         return outcome
     if point.run_dir is not None:
         best.save_to(point.run_dir / "checkpoints")
-    losses = [None if course.failed else course.train_loss for course in courses]
+    losses = [
+        None if course.failed or math.isnan(course.train_loss) else course.train_loss for course in courses
+    ]
     others = [course for course in courses if course is not best]
     timings = {key: x + sum(one.log["timings"][key] for one in others) for key, x in outcome.timings.items()}
     timings["clustering_s"] += best.common.choice_s * sum(course.done for course in others)
