@@ -36,7 +36,7 @@ def main() -> None:
 
 def measure(out: Path) -> dict[str, float]:
     """MAE of no motion and of the config's methods on the protocol's test windows."""
-    from fedjax_vp import experiment
+    from fedjax_vp import fitting
     from fedjax_vp.config import load_config
     from fedjax_vp.data.inspect import netllm_mae
     from fedjax_vp.evaluate import make_mixing
@@ -46,12 +46,12 @@ def measure(out: Path) -> dict[str, float]:
     from fedjax_vp.simulate import simulate
 
     config = load_config("jin_netllm")
-    traces, split = experiment.load_traces(config)
+    traces, split = fitting.load_traces(config)
     trace, now = np.nonzero(split.test)
     rows = {f"no motion ({len(trace)} windows)": netllm_mae(traces, trace, now)}
-    evaluate = experiment.horizons(config, traces.rate_hz)
+    evaluate = fitting.horizons(config, traces.rate_hz)
     for name, one in {**config.beside, config.algorithm: config}.items():
-        problem = experiment.problem(one, traces, split, evaluate)
+        problem = fitting.problem(one, traces, split, evaluate)
         with Progress(one.rounds, evaluate.horizons_s) as bar:
             outcome = simulate(problem, one.rounds, one.seed, out / name, True, bar.reporter(name))
         sim = simulator(problem.federation, problem.predictor, problem.method, problem.engine)

@@ -127,16 +127,16 @@ def cell(method: str, distance: float, federation: int, seeds: int) -> list[dict
     """One method on one federation, all seeds side by side."""
     import jax
 
-    from fedjax_vp import experiment
+    from fedjax_vp import fitting
     from fedjax_vp.course import Course, advance
     from fedjax_vp.evaluate import evaluate
     from fedjax_vp.federated import census
     from fedjax_vp.problem import Common, Point
 
     begun, config = time.perf_counter(), config_of(method, distance, federation)
-    traces, split = experiment.load_traces(config)
-    horizons = experiment.horizons(config, traces.rate_hz)
-    common = Common(experiment.problem(config, traces, split, horizons), config.rounds, seeds)
+    traces, split = fitting.load_traces(config)
+    horizons = fitting.horizons(config, traces.rate_hz)
+    common = Common(fitting.problem(config, traces, split, horizons), config.rounds, seeds)
     points = []
     for first in range(0, seeds, common.chunk.width):
         some = range(first, min(first + common.chunk.width, seeds))

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
-from fedjax_vp import processes, results, simulate, summarizing
+from fedjax_vp import fitting, processes, results, simulate, summarizing
 from fedjax_vp.config import Config, load_config
-from fedjax_vp.data import splits, synthetic
+from fedjax_vp.data import splits
 from fedjax_vp.data.traces import TraceSet
-from fedjax_vp.errors import UserError
 from fedjax_vp.evaluate import Evaluation
-from fedjax_vp.federated import federation
-from fedjax_vp.federated.components import mixture
 from fedjax_vp.federated.settings import Evaluate
-from fedjax_vp.models import BASELINES, MODELS, WindowShape
-from fedjax_vp.problem import Outcome, Problem
+from fedjax_vp.problem import Outcome
 from fedjax_vp.progress import Progress
 from fedjax_vp.settings_text import read
-
-_GENERATED = (synthetic.Synthetic, synthetic.Planted)
-_SAMPLE_SLACK = 1e-3  # of a sample: what a horizon in decimal seconds may miss it by
 
 
 class RunResult(NamedTuple):
@@ -63,7 +55,7 @@ def run(
         fedjax_vp.simulate.Interrupted: Ctrl-C; what was computed is kept in `out`.
     """
     config = config if isinstance(config, Config) else load_config(config)
-    _require_weights(config)
+    fitting.require_weights(config)
     processes.require(config.engine.processes)
     folder = None if out is None else Path(out)
     compared = processes.from_first(lambda: _open(config, folder, resume))
@@ -73,19 +65,22 @@ def run(
         return read_back(folder)
     compared = _compared(config, compared)
     traces, split = processes.together(
-        lambda: load_traces(config), "data or settings", partial(_identity, config)
+        lambda: fitting.load_traces(config), "data or settings", partial(_identity, config)
     )
-    evaluate = horizons(config, traces.rate_hz)
+    evaluate = fitting.horizons(config, traces.rate_hz)
     if folder is not None:
         describe(folder, config, compared, traces)
+    methods = {**compared, config.algorithm: config}
+    if compared:
+        fitting.fit(methods, traces, split)
     outcomes: dict[str, Outcome] = {}
     baselines: dict[str, Evaluation] = {}
     with Progress(config.rounds, evaluate.horizons_s, enabled=progress) as bar:
-        for name, one in {**compared, config.algorithm: config}.items():
-            for note in filter(None, (needless(one, split), unmixed(one, split))):
+        for name, one in methods.items():
+            for note in filter(None, (fitting.needless(one, split), fitting.unmixed(one, split))):
                 bar.note(f"{name} {note}")
             place = folder if folder is None or one is config else results.beside(folder, name)
-            one_problem = problem(one, traces, split, evaluate)._replace(baselines=baselines)
+            one_problem = fitting.problem(one, traces, split, evaluate)._replace(baselines=baselines)
             outcomes[name] = simulate.simulate(
                 one_problem, one.rounds, one.seed, place, resume, bar.reporter(name)
             )
@@ -96,7 +91,7 @@ def describe(folder: Path, config: Config, compared: dict[str, Config], traces: 
     """Writes the manifest of a run, or checks that the one it goes on from had the same traces."""
     if not (folder / results.MANIFEST).is_file():
         results.write_json(folder / results.MANIFEST, results.manifest(config, compared, traces))
-    elif not isinstance(config.dataset, _GENERATED):
+    elif not isinstance(config.dataset, fitting.GENERATED):
         results.require_same_traces(folder, traces)
 
 
@@ -170,125 +165,3 @@ def read_back(folder: Path | None) -> RunResult:
         return RunResult({}, summarizing.history_table([], ()), None, None)
     history = pl.read_parquet(folder / "history.parquet")
     return RunResult(results.read_json(folder / results.SUMMARY), history, None, folder)
-
-
-def load_traces(config: Config) -> tuple[TraceSet, splits.Split]:
-    """The data set's traces and the phases of their windows; validation windows may test (`evaluate.phase`).
-
-    Raises:
-        UserError: The data are absent, unreadable, or the protocol cannot be used with them.
-    """
-    settings = config.dataset
-    traces = synthetic.generate(settings) if isinstance(settings, _GENERATED) else settings.load()
-    split = splits.split(traces, config.protocol)
-    if config.evaluate.phase == "valid":
-        if not split.valid.any():
-            raise UserError(
-                f"evaluate.phase is valid, but {traces.name} has no validation window: raise "
-                "protocol.valid_share, or give evaluate.phase: test"
-            )
-        split = split._replace(test=split.valid)
-    return traces, split
-
-
-def window_shape(config: Config, traces: TraceSet) -> WindowShape:
-    """Samples of history and horizon at the traces' rate.
-
-    Raises:
-        UserError: The protocol's windows are shorter than a sample.
-    """
-    history = round(config.protocol.history_s * traces.rate_hz)
-    horizon = round(config.protocol.horizon_s * traces.rate_hz)
-    if history < 1 or horizon < 1:
-        raise UserError(
-            f"protocol.history_s and horizon_s must hold a sample each: at {traces.rate_hz:g} Hz give "
-            f"at least {1 / traces.rate_hz:g} s"
-        )
-    return WindowShape(history, horizon, traces.rate_hz, traces.duration_s)
-
-
-def horizons(config: Config, rate_hz: float) -> Evaluate:
-    """What is measured: horizons within the protocol's that end on a sample.
-
-    The default horizons that do not are left out; those that were asked for must.
-
-    Args:
-        config: Settings.
-        rate_hz: Samples a second of the traces.
-
-    Raises:
-        UserError: A horizon lies beyond the protocol's or between two samples.
-    """
-    longest = config.protocol.horizon_s + 1e-6
-    chosen = {}
-    for key in ("horizons_s", "tile_horizons_s"):
-        asked = getattr(config.evaluate, key)
-        usable = tuple(h for h in asked if h <= longest and _is_on_grid(h, rate_hz))
-        if (usable != asked and asked != getattr(Evaluate(), key)) or not usable:
-            raise UserError(
-                f"evaluate.{key} is {list(asked)}: give multiples of a sample, {1 / rate_hz:g} s at "
-                f"{rate_hz:g} Hz, within protocol.horizon_s, {config.protocol.horizon_s:g} s"
-            )
-        chosen[key] = usable
-    return replace(config.evaluate, **chosen)
-
-
-def _is_on_grid(horizon_s: float, rate_hz: float) -> bool:
-    """Whether a horizon is a whole number of samples, at least one."""
-    samples = horizon_s * rate_hz
-    return round(samples) >= 1 and abs(samples - round(samples)) < _SAMPLE_SLACK
-
-
-def needless(config: Config, split: splits.Split) -> str:
-    """Says so, if the config adapts to windows of tested sessions and there are none; else nothing."""
-    tested, phases = split.test.any(axis=1), _adapted_on(config)
-    if not config.adapt.steps or any(getattr(split, phase)[tested].any() for phase in phases):
-        return ""
-    return f"adapts to nothing: no tested session has {' or '.join(phases)} windows"
-
-
-def unmixed(config: Config, split: splits.Split) -> str:
-    """Says so, if the config mixes levels and there is nothing to learn the weights on; else nothing."""
-    if config.mixing.kind == "none" or len(config.levels) == 1 or split.windows("valid").any():
-        return ""
-    together = "begin with half of the weight together" if config.mixing.online else "predict together"
-    return (
-        f"learns no weights of its levels, for there is no validation window: all {together} at every "
-        "horizon; raise protocol.valid_share, or set mixing.kind to none"
-    )
-
-
-def _adapted_on(config: Config) -> tuple[str, ...]:
-    """Phases whose windows the config may adapt to."""
-    return ("train", "adapt") if config.adapt.on == "auto" else (config.adapt.on,)
-
-
-def problem(config: Config, traces: TraceSet, split: splits.Split, evaluate: Evaluate) -> Problem:
-    """A config's federation, predictor and method, ready to simulate.
-
-    Raises:
-        UserError: The model has nothing to learn, or the windows are shorter than a sample.
-    """
-    _require_weights(config)
-    shape = window_shape(config, traces)
-    return Problem(
-        federation=federation.sampled(
-            federation.build(traces, split, shape, config.client), evaluate.sessions
-        ),
-        predictor=mixture(config.components, config.model.build(shape)),
-        method=config.method,
-        engine=config.engine,
-        evaluate=evaluate,
-        traces=traces,
-        split=split,
-    )
-
-
-def _require_weights(config: Config) -> None:
-    kind = config.model.kind
-    if kind in BASELINES:
-        learned = ", ".join(name for name in MODELS if name not in BASELINES)
-        raise UserError(
-            f"{kind} has no weights: it stands in every table as a baseline; "
-            f"choose a model that learns: {learned}"
-        )

@@ -238,7 +238,7 @@ def test_what_the_user_set_for_jax_stays(tmp_path: Path, monkeypatch: pytest.Mon
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
 
 
-@pytest.mark.parametrize("where", ["fedjax_vp.experiment.load_traces", "fedjax_vp.report.figures.render"])
+@pytest.mark.parametrize("where", ["fedjax_vp.fitting.load_traces", "fedjax_vp.report.figures.render"])
 def test_ctrl_c_at_any_time_is_one_line(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

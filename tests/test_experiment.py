@@ -10,7 +10,7 @@ import pytest
 import stand_in
 
 import fedjax_vp as fvp
-from fedjax_vp import experiment, simulate
+from fedjax_vp import fitting, simulate
 from fedjax_vp.config import Config, load_config
 from fedjax_vp.data import splits
 from fedjax_vp.data.traces import TraceSet
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
 def loaded() -> tuple[Config, TraceSet, splits.Split]:
     """A small synthetic federation."""
     config = load_config(SMALL)
-    return (config, *experiment.load_traces(config))
+    return (config, *fitting.load_traces(config))
 
 
 @pytest.mark.parametrize(
@@ -36,24 +36,24 @@ def loaded() -> tuple[Config, TraceSet, splits.Split]:
     [{"kind": "synthetic", "users": 3, "videos": 2}, {"kind": "planted", "users": 3, "videos": 2}],
 )
 def test_generated_data_sets_load(dataset: dict[str, Any]) -> None:
-    traces, split = experiment.load_traces(load_config({"dataset": dataset}))
+    traces, split = fitting.load_traces(load_config({"dataset": dataset}))
     assert (traces.num_users, traces.num_videos) == (3, 2)
     assert split.test.any()
 
 
 def test_windows_follow_rate_and_protocol(loaded: tuple[Config, TraceSet, splits.Split]) -> None:
     config, traces, _ = loaded
-    shape = experiment.window_shape(config, traces)
+    shape = fitting.window_shape(config, traces)
     assert (shape.history, shape.horizon, shape.rate_hz) == (10, 25, 5.0)
     assert shape.duration_s == pytest.approx(traces.duration_s)
     with pytest.raises(UserError, match=r"at 5 Hz give at least 0\.2 s"):
-        experiment.window_shape(load_config(SMALL, **{"protocol.history_s": 0.05}), traces)
+        fitting.window_shape(load_config(SMALL, **{"protocol.history_s": 0.05}), traces)
 
 
 def test_a_problem_is_ready_to_simulate(loaded: tuple[Config, TraceSet, splits.Split]) -> None:
     _, traces, split = loaded
     config = load_config(SMALL, algorithm="global_video", client="user")
-    problem = experiment.problem(config, traces, split, experiment.horizons(config, traces.rate_hz))
+    problem = fitting.problem(config, traces, split, fitting.horizons(config, traces.rate_hz))
     params = problem.predictor.init(jax.random.key(0))
     assert "video_crowd" in params
     assert problem.federation.num_clients == 2  # even positions of four users train
@@ -65,43 +65,43 @@ def test_a_problem_is_ready_to_simulate(loaded: tuple[Config, TraceSet, splits.S
 def test_only_what_learns_is_trained(kind: str, loaded: tuple[Config, TraceSet, splits.Split]) -> None:
     _, traces, split = loaded
     config = load_config(SMALL, model=kind)
-    assert not config.model.build(experiment.window_shape(config, traces)).init(jax.random.key(0))
+    assert not config.model.build(fitting.window_shape(config, traces)).init(jax.random.key(0))
     with pytest.raises(UserError, match=f"^{kind} has no weights: .*: linear, mlp, gru"):
-        experiment.problem(config, traces, split, experiment.horizons(config, traces.rate_hz))
+        fitting.problem(config, traces, split, fitting.horizons(config, traces.rate_hz))
 
 
 def test_settings_can_be_chosen_on_validation_windows(
     loaded: tuple[Config, TraceSet, splits.Split],
 ) -> None:
     _, _, split = loaded
-    _, chosen = experiment.load_traces(load_config(SMALL, **{"evaluate.phase": "valid"}))
+    _, chosen = fitting.load_traces(load_config(SMALL, **{"evaluate.phase": "valid"}))
     assert split.valid.any()
     np.testing.assert_array_equal(chosen.test, split.valid)
     assert not (chosen.test & split.test).any()
     with pytest.raises(UserError, match=r"evaluate\.phase is valid.*raise protocol\.valid_share"):
-        experiment.load_traces(load_config(SMALL, **{"evaluate.phase": "valid", "protocol.valid_share": 0.0}))
+        fitting.load_traces(load_config(SMALL, **{"evaluate.phase": "valid", "protocol.valid_share": 0.0}))
 
 
 def test_horizons_end_with_the_protocols() -> None:
     short = load_config(SMALL, **{"protocol.horizon_s": 3.0})
-    assert experiment.horizons(short, 5.0).horizons_s == (0.2, 0.4, 1.0, 2.0, 3.0)
-    assert experiment.horizons(short, 5.0).tile_horizons_s == (1.0, 2.0)
+    assert fitting.horizons(short, 5.0).horizons_s == (0.2, 0.4, 1.0, 2.0, 3.0)
+    assert fitting.horizons(short, 5.0).tile_horizons_s == (1.0, 2.0)
     for asked in ([1.0, 6.0], [0.0, 1.0], [-1.0]):
         with pytest.raises(UserError, match=r"evaluate\.horizons_s is \["):
-            experiment.horizons(load_config(SMALL, **{"evaluate.horizons_s": asked}), 5.0)
+            fitting.horizons(load_config(SMALL, **{"evaluate.horizons_s": asked}), 5.0)
 
 
 def test_horizons_end_on_a_sample() -> None:
-    assert experiment.horizons(load_config(SMALL), 2.0).horizons_s == (1.0, 2.0, 3.0, 4.0, 5.0)
-    assert experiment.horizons(load_config(SMALL), 0.5).tile_horizons_s == (2.0, 4.0)
+    assert fitting.horizons(load_config(SMALL), 2.0).horizons_s == (1.0, 2.0, 3.0, 4.0, 5.0)
+    assert fitting.horizons(load_config(SMALL), 0.5).tile_horizons_s == (2.0, 4.0)
     thirds = load_config(SMALL, **{"evaluate.horizons_s": [0.3333, 1.0]})
-    assert experiment.horizons(thirds, 3.0).horizons_s == (0.3333, 1.0)
+    assert fitting.horizons(thirds, 3.0).horizons_s == (0.3333, 1.0)
     for key, asked in (("horizons_s", [0.2, 1.0]), ("tile_horizons_s", [1.25])):
         config = load_config(SMALL, **{f"evaluate.{key}": asked})
         with pytest.raises(UserError, match=rf"evaluate\.{key} is \[.*0\.5 s at 2 Hz"):
-            experiment.horizons(config, 2.0)
+            fitting.horizons(config, 2.0)
     with pytest.raises(UserError, match=r"evaluate\.horizons_s"):
-        experiment.horizons(load_config(SMALL), 0.1)
+        fitting.horizons(load_config(SMALL), 0.1)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_adapting_to_nothing_is_noticed(
     _, traces, _ = loaded
     config = load_config(SMALL, algorithm="finetune", adapt={"on": on}, protocol=protocol)
     split = splits.split(traces, config.protocol)
-    assert bool(experiment.needless(config, split)) == needless
-    assert not experiment.needless(load_config(SMALL), split)
+    assert bool(fitting.needless(config, split)) == needless
+    assert not fitting.needless(load_config(SMALL), split)
 
 
 def test_the_note_names_the_windows_that_are_missing(
@@ -147,6 +147,39 @@ def test_python_users_get_a_result_without_a_folder(
     np.testing.assert_array_equal(result.state["w"], 0)
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().err == ""
+
+
+def test_a_mistake_in_the_last_method_is_told_before_the_first_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise AssertionError("nothing is trained")
+
+    monkeypatch.setattr(simulate, "simulate", refuse)
+    wrong = load_config(SMALL, algorithm="global_video", compare=["fedavg"], **{"levels.video.by": "vidoe"})
+    with pytest.raises(UserError, match=r"^global_video: .*vidoe"):
+        fvp.run(wrong, progress=False)
+
+
+def test_configs_are_checked_against_their_own_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads, load = [], fitting.load_traces
+
+    def count(config: Config) -> tuple[TraceSet, splits.Split]:
+        loads.append(config.dataset)
+        return load(config)
+
+    monkeypatch.setattr(fitting, "load_traces", count)
+    more = {"dataset.users": 6}
+    configs = {
+        "a": load_config(SMALL),
+        "b": load_config(SMALL, **more),
+        "c": load_config(SMALL, algorithm="ifca"),
+    }
+    fitting.check(configs)
+    assert loads == [configs["a"].dataset, configs["b"].dataset]
+    owner = {"levels.cluster.owns": ["tail/*"]}
+    with pytest.raises(UserError, match=r"^d: levels"):
+        fitting.check({**configs, "d": load_config(SMALL, algorithm="ifca", **owner)})
 
 
 def test_nobody_is_hurt_where_fedavg_did_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from fedjax_vp import report
+from fedjax_vp import fitting, report
 from fedjax_vp.commands import compare as compare_command
 from fedjax_vp.commands import report as report_command
 from fedjax_vp.errors import UserError
@@ -421,6 +421,7 @@ def test_compare_command_prepares_devices_for_all_configs(tmp_path: Path, monkey
         return {}
 
     monkeypatch.setattr(groups, "run", fake_run)
+    monkeypatch.setattr(fitting, "check", lambda configs: None)  # this process has its devices already
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     for devices in (1, 5):
         (tmp_path / f"on{devices}.yaml").write_text(f"engine: {{devices: {devices}}}\n", "utf-8")

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import stand_in
 
-from fedjax_vp import experiment, results, simulate
+from fedjax_vp import experiment, fitting, results, simulate
 from fedjax_vp.config import Config, load_config
 from fedjax_vp.data.synthetic import Planted, generate
 from fedjax_vp.errors import UserError
@@ -267,7 +267,7 @@ def test_writes_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_fingerprint_follows_the_traces(config: Config) -> None:
-    traces, _ = experiment.load_traces(config)
+    traces, _ = fitting.load_traces(config)
     assert results.fingerprint(traces) == results.fingerprint(traces.subset(np.arange(traces.num_traces)))
     assert results.fingerprint(traces) != results.fingerprint(traces.subset(np.arange(1, traces.num_traces)))
 

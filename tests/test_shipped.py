@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import fedjax_vp as fvp
-from fedjax_vp import experiment
+from fedjax_vp import fitting
 from fedjax_vp.batching import static_part
 from fedjax_vp.config import Config, load_config, shipped_configs
 from fedjax_vp.federated import round as rounds
@@ -44,8 +44,8 @@ def identity(config: Config) -> str:
 def built(name: str) -> tuple[Simulator, rounds.State]:
     """A config's groups and levels on its federation, and the shapes of its state."""
     config = small(name)
-    traces, split = experiment.load_traces(config)
-    one = experiment.problem(config, traces, split, experiment.horizons(config, traces.rate_hz))
+    traces, split = fitting.load_traces(config)
+    one = fitting.problem(config, traces, split, fitting.horizons(config, traces.rate_hz))
     sim = simulator(one.federation, one.predictor, one.method, one.engine)
     return sim, jax.eval_shape(partial(rounds.init, sim), jnp.int32(0))
 

@@ -139,6 +139,16 @@ def test_compare_runs_seeds_together_and_reuses_them(here: Path, monkeypatch: py
     }
 
 
+def test_compare_tells_of_a_mistake_in_any_config_before_it_runs_one(here: Path) -> None:
+    text = Path("small.yaml").read_text() + "levels: {global: {owns: [tail/*]}}\n"
+    Path("wrong.yaml").write_text(text)
+    result = invoke("compare", "small.yaml", "wrong.yaml", "--out", "both")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: wrong.yaml: levels")
+    assert "running" not in result.output
+    assert not Path("both").exists()
+
+
 def test_points_that_share_a_compiled_function(here: Path) -> None:
     def case(**settings: Any) -> groups.Case:
         return groups.Case(load_config("small.yaml", compare=[], **settings), Path(str(settings)))

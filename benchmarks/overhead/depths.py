@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fedjax_vp as fvp
-from fedjax_vp import experiment
+from fedjax_vp import fitting
 from fedjax_vp.cost import by_depth as costs
 from fedjax_vp.federated.simulator import simulator
 
@@ -17,8 +17,8 @@ CONFIG = "planted_five_layers"
 def by_depth(out: Path) -> dict[str, list[Any]]:
     """Bytes and time by depth; kept as `depths.json`."""
     config = fvp.load_config(CONFIG)
-    traces, split = experiment.load_traces(config)
-    problem = experiment.problem(config, traces, split, experiment.horizons(config, traces.rate_hz))
+    traces, split = fitting.load_traces(config)
+    problem = fitting.problem(config, traces, split, fitting.horizons(config, traces.rate_hz))
     sim = simulator(problem.federation, problem.predictor, problem.method, problem.engine)
     found = costs(sim)._asdict()
     (out / "depths.json").write_text(json.dumps({"config": CONFIG, **found}, indent=1) + "\n")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
-from fedjax_vp import experiment, results
+from fedjax_vp import experiment, fitting, results
 from fedjax_vp.checkpoint import Checkpoints
 from fedjax_vp.coldstart import estimate
 from fedjax_vp.coldstart.users import NewUsers
@@ -107,10 +107,10 @@ def run(config: Config, seeds: Sequence[int], out: Path, tally: Tally) -> pl.Dat
         UserError: A base run failed.
         fedjax_vp.simulate.Interrupted: Ctrl-C; running it again goes on.
     """
-    traces, split = experiment.load_traces(config)
+    traces, split = fitting.load_traces(config)
     experiment.describe(out, config, {}, traces)
-    measured = experiment.horizons(config, traces.rate_hz)
-    problem = experiment.problem(config, traces, split, measured)
+    measured = fitting.horizons(config, traces.rate_hz)
+    problem = fitting.problem(config, traces, split, measured)
     arrivals = splits.arrivals(traces, protocol_of(config))
     missing = [cell for cell in cells(config, seeds) if not path(out, cell).is_file()]
     if len(missing) == len(cells(config, seeds)):

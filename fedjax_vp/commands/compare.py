@@ -15,6 +15,7 @@ from fedjax_vp.errors import UserError
 if TYPE_CHECKING:
     from fedjax_vp.config import Config
     from fedjax_vp.report import RunFolder
+    from fedjax_vp.sweeps.groups import Case
 
 _FREE = ("seed", "name", "engine", "compare")  # settings that may differ between runs of one method
 
@@ -78,11 +79,11 @@ def collect(targets: Sequence[str], seeds: Sequence[int] | None, out: Path) -> d
     from fedjax_vp import report
 
     _prepare(targets)
+    _check(targets, seeds, out)
     by_config: dict[str, list[RunFolder]] = {}
     label_of: dict[str, str] = {}
     for target, method in _methods(targets):
-        is_folder = Path(target).is_dir()
-        name = method or Path(target).stem
+        is_folder, name = Path(target).is_dir(), method or Path(target).stem
         folders = [Path(target)] if is_folder else _run_all(target, method, seeds, out)
         for folder in folders:
             run = report.read(folder)
@@ -138,21 +139,40 @@ def _config(target: str, method: str | None, **overrides: int) -> Config:
     return load_config(target, **overrides).beside[method]
 
 
+def _check(targets: Sequence[str], seeds: Sequence[int] | None, out: Path) -> None:
+    """Tells of a mistake in any config that has to be run before the first of them is."""
+    from fedjax_vp import fitting, results
+
+    todo: dict[str, Config] = {}
+    for target, method in _methods(targets):
+        cases = [] if Path(target).is_dir() else _cases(target, method, seeds, out)
+        if not all(results.is_finished(case.folder) for case in cases):
+            todo[f"{target}: {method}" if method else target] = cases[0].config
+    fitting.check(todo)
+
+
+def _cases(target: str, method: str | None, seeds: Sequence[int] | None, out: Path) -> list[Case]:
+    """A config's runs, one a seed; its own seed by default."""
+    from fedjax_vp.sweeps.groups import Case
+
+    own, name = _config(target, method), method or Path(target).stem
+    return [
+        Case(_config(target, method, seed=seed), out / f"{name}-seed{seed}")
+        for seed in (seeds if seeds is not None else [own.seed])
+    ]
+
+
 def _run_all(target: str, method: str | None, seeds: Sequence[int] | None, out: Path) -> list[Path]:
     """Runs a config with its seeds, side by side; finished runs stay, interrupted ones continue."""
     from fedjax_vp import results, simulate
     from fedjax_vp.progress import Tally
     from fedjax_vp.sweeps import groups
 
-    own, name = _config(target, method), method or Path(target).stem
-    cases = [
-        groups.Case(_config(target, method, seed=seed), out / f"{name}-seed{seed}")
-        for seed in (seeds if seeds is not None else [own.seed])
-    ]
+    cases, name = _cases(target, method, seeds, out), method or Path(target).stem
     for case in cases:
         click.echo(f"{case.folder}: {'finished before' if results.is_finished(case.folder) else 'running'}")
     try:
-        with Tally(name, {case.folder: own.rounds for case in cases}) as tally:
+        with Tally(name, {case.folder: case.config.rounds for case in cases}) as tally:
             failed = groups.run(cases, tally)
     except (simulate.Interrupted, KeyboardInterrupt) as stop:
         done = str(stop) or "what was saved is kept"

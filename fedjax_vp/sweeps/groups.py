@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_vp import experiment, results, simulate
+from fedjax_vp import experiment, fitting, results, simulate
 from fedjax_vp.batching import static_part
 from fedjax_vp.config import Config
 from fedjax_vp.errors import UserError
@@ -76,11 +76,11 @@ def _run_group(cases: Sequence[Case], tally: Tally, fail: Callable[[Case, UserEr
     if not todo:
         return
     first = cases[0].config
-    traces, split = experiment.load_traces(first)
-    evaluate = experiment.horizons(first, traces.rate_hz)
-    for note in filter(None, (experiment.needless(first, split), experiment.unmixed(first, split))):
+    traces, split = fitting.load_traces(first)
+    evaluate = fitting.horizons(first, traces.rate_hz)
+    for note in filter(None, (fitting.needless(first, split), fitting.unmixed(first, split))):
         tally.note(f"{first.name} {note}")
-    problem = experiment.problem(first, traces, split, evaluate)
+    problem = fitting.problem(first, traces, split, evaluate)
     for case in todo:
         experiment.describe(case.folder, case.config, {}, traces)
     # The number of points decides how they are laid out; those that are finished count, so that a sweep that
