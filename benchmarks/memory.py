@@ -74,6 +74,7 @@ class Rounds:
         import jax.numpy as jnp
         from workloads import BATCH, MODELS, RATE, SHAPE
 
+        from fedjax_vp import compiling
         from fedjax_vp.data import splits, synthetic
         from fedjax_vp.federated import assignment, federation, round, stretches
         from fedjax_vp.federated.grouping.settings import IFCA
@@ -100,8 +101,8 @@ class Rounds:
         self.state, self.hyper = round.init(sim, jnp.int32(0)), round.hyper(method, 1)
         self.setup_s = time.perf_counter() - begun
         begun = time.perf_counter()
-        lowered = jax.jit(round.make_round(sim)).lower(self.state, self.federation.arrays, self.hyper)
-        self.round = lowered.compile()
+        step = jax.jit(round.make_round(sim), compiler_options=compiling.options(sim.mesh))
+        self.round = step.lower(self.state, self.federation.arrays, self.hyper).compile()
         self.compile_s = time.perf_counter() - begun
 
     def run(self) -> Any:

@@ -66,14 +66,17 @@ def compiled(cell: Cell) -> Ready:
     import jax
     from workloads import build, initial
 
+    from fedjax_vp import compiling
     from fedjax_vp.federated.round import make_round
     from fedjax_vp.federated.settings import Engine
 
     workload = build(cell.workload, cell.clients, Engine(client_block=cell.block, precision=cell.precision))
     state, arrays = initial(workload), workload.simulator.federation.arrays
     begun = time.perf_counter()
-    step = jax.jit(make_round(workload.simulator), donate_argnums=0).lower(state, arrays, workload.hyper)
-    return Ready(workload, state, step.compile(), time.perf_counter() - begun)
+    options = compiling.options(workload.simulator.mesh)
+    step = jax.jit(make_round(workload.simulator), donate_argnums=0, compiler_options=options)
+    ready = step.lower(state, arrays, workload.hyper).compile()
+    return Ready(workload, state, ready, time.perf_counter() - begun)
 
 
 @cache

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_vp import processes
+from fedjax_vp import compiling, processes
 from fedjax_vp.federated import round as rounds_of
 from fedjax_vp.federated.round import Hyper, RoundInfo, State
 from fedjax_vp.federated.settings import Engine, Method
@@ -98,11 +98,12 @@ class Chunk:
         begun = time.perf_counter()
         arrays, length = self.sim.federation.arrays, self.engine.chunk
         state = rounds_of.init(self.sim, jnp.int32(0)) if state is None else state
-        numbers = rounds_of.hyper(self.sim.method, 1)
+        numbers, options = rounds_of.hyper(self.sim.method, 1), compiling.options(self.sim.mesh)
         if self.width == 1:
             whole = NamedSharding(self.sim.mesh, PartitionSpec())
             one = rounds_of.make_chunk(self.sim, length)
-            chunk = jax.jit(one, donate_argnums=0, in_shardings=whole, out_shardings=whole)
+            shardings: dict[str, Any] = {"in_shardings": whole, "out_shardings": whole}
+            chunk = jax.jit(one, donate_argnums=0, compiler_options=options, **shardings)
             state, arrays, numbers = jax.eval_shape(lambda *x: x, state, arrays, numbers)
         else:
             sim = _spread(self.sim, self.engine, self._rows)
@@ -111,7 +112,7 @@ class Chunk:
                 rounds_of.make_chunk(sim, length), in_axes=(0, None, 0, None), spmd_axis_name="points"
             )
             shardings = {"in_shardings": (own, whole, own, whole), "out_shardings": own}
-            chunk = jax.jit(many, donate_argnums=0, **shardings)
+            chunk = jax.jit(many, donate_argnums=0, compiler_options=options, **shardings)
             self._stacked = [own, whole]
             state, numbers = (
                 jax.eval_shape(lambda x: _stack([x] * self.width), tree) for tree in (state, numbers)

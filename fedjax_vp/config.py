@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from fedjax_vp import models
-from fedjax_vp.algorithms import recipe
+from fedjax_vp.algorithms import RECIPES, recipe
 from fedjax_vp.data.protocols import Protocol, UnseenUsers
 from fedjax_vp.data.store import Named
 from fedjax_vp.data.synthetic import Planted, Synthetic
@@ -50,7 +50,8 @@ _METHOD = Method()
 class Config(BaseModel):
     """Everything that decides the outcome of a run; frozen.
 
-    `compare` names recipes that run beside the config's own method, on the same traces and windows.
+    `compare` names recipes, or shipped configs for what they say of their method, that run beside the own
+    method, on the same traces and windows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,7 +88,7 @@ class Config(BaseModel):
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}: give a number from 0 to 2^32 - 1")
         if len(set(self.compare)) != len(self.compare):
-            raise ValueError(f"compare names a recipe twice in {list(self.compare)}: name each once")
+            raise ValueError(f"compare names a method twice in {list(self.compare)}: name each once")
         if not self.name or "/" in self.name or "\\" in self.name:
             raise ValueError(f"name is {self.name!r}: give a plain word, it names the run folder")
         _ = self.method  # what the levels must be to each other is checked there
@@ -110,7 +111,7 @@ class Config(BaseModel):
 
     @property
     def beside(self) -> dict[str, Config]:
-        """Configs of the methods in `compare`, by recipe: this config with another `algorithm`.
+        """Configs of the methods in `compare`, by name: this config with another recipe or config's method.
 
         They share data, protocol, rounds and seed, and take what the file says of training; what it says of
         levels, mixing and adaptation, and of settings that only its own recipe makes, is its own method's.
@@ -206,14 +207,24 @@ def _resolve(layers: list[Layer], algorithm: str) -> Config:
 
 
 def _resolve_beside(layers: list[Layer], own: str, other: str) -> Config:
-    usual, theirs = plain(recipe(own).settings), plain(recipe(other).settings)
-    own_only = _without(usual, theirs)
+    """Config of a recipe, or of a shipped config's method, that `compare` names."""
+    theirs = Layer("compare", {"algorithm": other, "name": other})
+    if other not in RECIPES:
+        shipped = shipped_configs()
+        if other not in shipped:
+            near = suggestion(other, [*RECIPES, *shipped])
+            raise UserError(f"compare: {other!r} is neither a recipe nor a shipped config: {near}")
+        file = {key: value for key, value in read(shipped[other]).items() if key not in (*_SHARED, "compare")}
+        theirs = Layer(str(shipped[other]), {**file, "name": other})
+    algorithm = _algorithm([theirs])
+    usual = plain(recipe(own).settings)
+    own_only = _without(usual, plain(recipe(algorithm).settings))
     kept = []
     for layer in layers:
         value = _without(_without(layer.value, own_only), _OWN)
         # A resolved file repeats what its own recipe says: that is nobody else's.
         kept.append(layer._replace(value=_without(value, usual, where_equal=True)))
-    return _resolve([*kept, Layer("compare", {"algorithm": other, "name": other})], other)
+    return _resolve([*kept, theirs], algorithm)
 
 
 def _without(

@@ -8,6 +8,7 @@ mesh. Blocks beyond a session's last are not predicted.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from fedjax_vp import geometry, processes
+from fedjax_vp import compiling, geometry, processes
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import hierarchy, mixing
 from fedjax_vp.federated.federation import Arrays, Windows, cut, thin, traces_of
@@ -71,7 +72,7 @@ def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
     counts = mixing.hurt_horizons(shape.horizon, shape.rate_hz)
     batch = together(sim.mesh)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiling.options(sim.mesh))
     def fit(state: State, arrays: Arrays, row: Array, user: Array, sessions: Array) -> Array:
         windows = thin(arrays.valid, settings.windows)
         size = windows.now.shape[1]
@@ -151,7 +152,8 @@ def make_errors(
             in_specs=(whole, whole, whole, own_part),
             out_specs=own_part,
             check_vma=False,
-        )
+        ),
+        compiler_options=compiling.options(mesh),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 
-from fedjax_vp.federated import hierarchy, levels, pooling, sums
+from fedjax_vp.federated import bundles, hierarchy, levels, pooling, sums
 from fedjax_vp.federated.hierarchy import Layout
 from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.federated.pooling import Hyper
@@ -78,10 +79,19 @@ def case(
     def call(
         states: Any, units: Any, hyper: Hyper, round_index: int = 0, population: float = 100.0
     ) -> tuple[LevelState, ...]:
-        whole = {n: jnp.full((1, *hierarchy.block_shape(n, s)), population) for n, s in SHAPES.items()}
-        return pool(states, units, hyper, (jnp.int32(round_index), jnp.int32(10)), whole)
+        return pool(states, units, hyper, (jnp.int32(round_index), jnp.int32(10)), jnp.float32(population))
 
     return Case(layout, states, call, hyper_of(settings))
+
+
+def bundle_of(one: Case, leaf: str) -> tuple[str, slice]:
+    """Name of a leaf's bundle, and where its statistics lie there."""
+    for name, bundle in bundles.bundled(one.layout, SHAPES).items():
+        if leaf in bundle.shapes:
+            sizes = [math.prod(bundles.stat_shape(n, shape)) for n, shape in bundle.shapes.items()]
+            begin = sum(sizes[: list(bundle.shapes).index(leaf)])
+            return name, slice(begin, begin + sizes[list(bundle.shapes).index(leaf)])
+    raise KeyError(leaf)
 
 
 def reports(seed: int = 0, away: tuple[int, ...] = ()) -> dict[str, Unit]:

@@ -114,6 +114,26 @@ def test_compared_methods_are_what_another_algorithm_would_be() -> None:
     assert fedavg.mixing.kind == "none"
 
 
+def test_a_shipped_config_is_compared_for_its_method() -> None:
+    """What it says of its method comes before what this file says of training; data and rounds are ours."""
+    file = {
+        "rounds": 5,
+        "dataset": {"kind": "planted", "users": 3},
+        "local": {"prefix_share": 0.5, "lr": 0.3},
+        "compare": ["planted_five_layers", "five_layers"],
+    }
+    config = load_config(file)
+    named, usual = config.beside["planted_five_layers"], config.beside["five_layers"]
+    alone = load_config("planted_five_layers")
+    assert (named.name, named.algorithm) == ("planted_five_layers", "five_layers")
+    assert (named.levels, named.mixing, named.model) == (alone.levels, alone.mixing, alone.model)
+    assert (named.local.prefix_share, named.local.lr) == (0.0, 0.3)
+    assert (named.rounds, named.dataset, named.protocol) == (5, config.dataset, config.protocol)
+    assert named.compare == ()
+    assert usual.local.prefix_share == 0.5
+    assert usual.levels != named.levels
+
+
 def test_compared_methods_follow_a_copied_config() -> None:
     config = load_config({"compare": ["fedsgd"], "rounds": 5}).model_copy(update={"rounds": 2})
     assert config.beside["fedsgd"].rounds == 2
@@ -164,7 +184,11 @@ def test_configs_are_frozen_and_closed() -> None:
         ({"algorithm": "fedagv"}, r"did you mean fedavg\?"),
         ({"algorithm": 3}, r"^algorithm is 3"),
         ({"compare": ["fedagv"]}, r"did you mean fedavg\?"),
-        ({"compare": ["fedsgd", "fedsgd"]}, r"compare names a recipe twice"),
+        (
+            {"compare": ["planted_five_layer"]},
+            r"nor a shipped config: did you mean planted_five_layers\?",
+        ),
+        ({"compare": ["fedsgd", "fedsgd"]}, r"compare names a method twice"),
         ({"local": {"lr": "big"}}, r"^local\.lr is 'big' \(mapping\): give a number"),
         ({"rounds": 0}, r"rounds is 0: give at least 1"),
         ({"rounds": 2.5}, r"^rounds is 2\.5 .*give a whole number"),

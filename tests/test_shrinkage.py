@@ -11,7 +11,7 @@ import oracle
 import pools
 import pytest
 
-from fedjax_vp.federated import hierarchy, levels, pooling, shrinkage, sums
+from fedjax_vp.federated import bundles, hierarchy, levels, pooling, shrinkage, sums
 from fedjax_vp.federated.server import Adaptive, Average, Optax, Schedule, ServerOptimizer
 from fedjax_vp.federated.settings import Level, Method
 from fedjax_vp.federated.sums import Unit
@@ -37,6 +37,7 @@ def test_moments_are_those_of_an_analysis_of_variance(auto: pools.Case) -> None:
         residuals = _residuals(auto, found, units[leaf], leaf)
         for index, group, h in ((1, pools.VIDEO, 0.5), (2, pools.USER, 1.0)):
             seen = found[index].variance
+            name, at = pools.bundle_of(auto, leaf)
             rows = np.asarray(auto.states[index].rows[leaf], np.float64)
             for out, column in enumerate(columns):
                 parts = [
@@ -45,7 +46,7 @@ def test_moments_are_those_of_an_analysis_of_variance(auto: pools.Case) -> None:
                     if column == slice(None) or p[-1] == column
                 ]
                 wanted = np.mean(parts, axis=0)
-                got = [np.asarray(x[leaf]).reshape(-1)[out] for x in (seen.signal, seen.noise, seen.sigma2)]
+                got = [np.asarray(x[name])[0, 0, at][out] for x in (seen.signal, seen.noise, seen.sigma2)]
                 np.testing.assert_allclose(np.array(got) / (1 - shrinkage.DECAY), wanted, rtol=2e-4)
     assert float(found[1].variance.weight) == pytest.approx(1 - shrinkage.DECAY)
 
@@ -62,12 +63,12 @@ def _residuals(
             w = float(np.asarray(unit.weight[i]).reshape(-1)[0])
             sums[0][g] += w
             sums[1][g] += w**2
-        shape = (-1,) + (1,) * (unit.delta.ndim - 1)
         s = np.ones((1,) * unit.delta.ndim)
         if index:
-            s = shrinkage.factor(
-                found[index].variance, leaf, *(jnp.asarray(x.reshape(shape), jnp.float32) for x in sums)
-            )
+            name, at = pools.bundle_of(one, leaf)
+            mass, square = (jnp.asarray(x[:, None, None], jnp.float32) for x in sums)
+            s = shrinkage.factor(found[index].variance, name, mass, square)[..., at]
+            s = s.reshape(-1, *bundles.stat_shape(leaf, unit.delta.shape[1:]))
         plain.append(
             oracle.Level(
                 rows={leaf: np.asarray(state.rows[leaf])},
@@ -146,7 +147,7 @@ def run_rounds(
     value, group = jnp.asarray(problem.value, jnp.float32), jnp.asarray(problem.group)
     weight = jnp.asarray(problem.weight, jnp.float32)[:, None]
     noise = jnp.zeros((0,)) if halves is None else jnp.asarray(halves, jnp.float32)
-    whole = {"body": jnp.ones((1, 1))}
+    whole = jnp.ones(())
 
     @jax.jit
     def run(states: Any) -> Any:
@@ -247,24 +248,25 @@ def test_sessions_of_unknown_group_say_nothing_of_its_noise() -> None:
         places = [p for p in np.ndindex(rows.shape[1:]) if leaf == "body" or p[-1] == 0]
         group, weight = pools.USER[session], np.asarray(units[leaf].weight)
         parts = [_anova(residual[heard], weight[heard], rows, group[heard], 1.0, p) for p in places]
-        sigma2 = np.asarray(found[2].variance.sigma2[leaf]).reshape(-1)[0] / (1 - shrinkage.DECAY)
+        name, at = pools.bundle_of(case, leaf)
+        sigma2 = np.asarray(found[2].variance.sigma2[name])[0, 0, at][0] / (1 - shrinkage.DECAY)
         np.testing.assert_allclose(sigma2, np.mean(parts, axis=0)[2], rtol=2e-4)
 
 
 def test_shrinkage_is_a_share_and_grows_with_a_group(auto: pools.Case) -> None:
     found = auto.pool(auto.states, pools.reports(5), auto.hyper)
-    weight = jnp.asarray([1.0, 4.0, 16.0, 0.0])[:, None]
-    s = np.asarray(shrinkage.factor(found[2].variance, "body", weight, weight))[:3, 0]
+    weight = jnp.asarray([1.0, 4.0, 16.0, 0.0])[:, None, None]
+    s = np.asarray(shrinkage.factor(found[2].variance, "body", weight, weight))[:3, 0, 0]
     assert (s >= 0).all()
     assert (s <= 1).all()
     assert (np.diff(s) >= 0).all()
 
 
 def test_head_units_have_variances_of_their_own() -> None:
-    assert shrinkage.stat_shape("head/kernel", (8, 6)) == (1, 6)
-    assert shrinkage.stat_shape("head/bias", (6,)) == (6,)
-    assert shrinkage.stat_shape("dense_0/kernel", (8, 6)) == (1, 1)
-    assert shrinkage.stat_shape("video_table", (9, 2, 3)) == (1, 1, 1)
+    assert bundles.stat_shape("head/kernel", (8, 6)) == (1, 6)
+    assert bundles.stat_shape("head/bias", (6,)) == (6,)
+    assert bundles.stat_shape("dense_0/kernel", (8, 6)) == (1, 1)
+    assert bundles.stat_shape("video_table", (9, 2, 3)) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("denominator", ["participants", "population"])

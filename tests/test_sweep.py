@@ -133,7 +133,7 @@ def test_compare_runs_seeds_together_and_reuses_them(here: Path, monkeypatch: py
     # A config given alone is compared with the methods that it names.
     assert together == [[0, 1], [0, 1], [2], [2]]
     methods = pl.read_parquet("both/compare.parquet")["method"].unique().to_list()
-    assert {"small", "local_only"} <= set(methods)
+    assert {"fedavg", "local_only"} <= set(methods)
     assert {p.name for p in Path("both").glob("local_only-seed*")} == {
         f"local_only-seed{k}" for k in range(3)
     }

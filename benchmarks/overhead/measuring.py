@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from workloads import BATCH, MODELS, RATE, SHAPE
 
+from fedjax_vp import compiling
 from fedjax_vp.data import splits, synthetic
 from fedjax_vp.federated import assignment, federation, regrouping
 from fedjax_vp.federated import learned as learned_of
@@ -97,7 +98,8 @@ class _Parts:
     def compiled(self, part: Callable[..., Any], *args: Any) -> Callable[..., Any]:
         """A part made ready for these arguments."""
         begun = time.perf_counter()
-        made = jax.jit(products("float32")(part)).lower(*args).compile()
+        options = compiling.options(self.sim.mesh)
+        made = jax.jit(products("float32")(part), compiler_options=options).lower(*args).compile()
         self.compile_s += time.perf_counter() - begun
         sizes = made.memory_analysis()
         if sizes is not None:

@@ -18,6 +18,7 @@ def main() -> None:
     import jax.numpy as jnp
     import workloads
 
+    from fedjax_vp import compiling
     from fedjax_vp.federated.levels import model_of
     from fedjax_vp.federated.round import make_round
     from fedjax_vp.models import Chord, Inputs
@@ -25,7 +26,8 @@ def main() -> None:
     asked = protocol.request()
     workload = workloads.build(asked.workload, int(asked.mode))
     arrays, predictor = workload.simulator.federation.arrays, workload.simulator.task.predictor
-    step = jax.jit(make_round(workload.simulator), donate_argnums=0)
+    options = compiling.options(workload.simulator.mesh)
+    step = jax.jit(make_round(workload.simulator), donate_argnums=0, compiler_options=options)
     state = [workloads.initial(workload)]
 
     @jax.jit

@@ -121,22 +121,22 @@ def _prepare(targets: Sequence[str]) -> None:
 
 
 def _methods(targets: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Targets, each with None; of a config given alone, also the methods that it names under `compare`."""
+    """Targets, each with None; a config given alone with its own method and those that it names beside it."""
     from fedjax_vp.config import load_config
 
-    found: list[tuple[str, str | None]] = [(target, None) for target in targets]
     if len(targets) == 1 and not Path(targets[0]).is_dir():
-        found += [(targets[0], name) for name in load_config(targets[0]).beside]
-    return found
+        config = load_config(targets[0])
+        if config.beside:
+            return [(targets[0], name) for name in (config.algorithm, *config.beside)]
+    return [(target, None) for target in targets]
 
 
 def _config(target: str, method: str | None, **overrides: int) -> Config:
     """The target's config by itself, or that of a method beside it."""
     from fedjax_vp.config import load_config
 
-    if method is None:
-        return load_config(target, compare=[], **overrides)
-    return load_config(target, **overrides).beside[method]
+    config = load_config(target, **overrides)
+    return config.beside[method] if method in config.beside else load_config(target, compare=[], **overrides)
 
 
 def _check(targets: Sequence[str], seeds: Sequence[int] | None, out: Path) -> None:

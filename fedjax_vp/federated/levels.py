@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fedjax_vp.federated import shrinkage
+from fedjax_vp.federated.bundles import bundled
 from fedjax_vp.federated.hierarchy import BLOCK_AXES, Grouping, Layout, block_shape
 from fedjax_vp.federated.server import transformation
 from fedjax_vp.models.base import Params
@@ -43,6 +44,7 @@ class LevelState(NamedTuple):
 def init(layout: Layout, groupings: list[Grouping], params: Params) -> tuple[LevelState, ...]:
     """Rows of every level: the model's init at a leaf's coarsest owner, zeros below it."""
     states = []
+    bundles = bundled(layout, {n: jnp.shape(p) for n, p in params.items()})
     for index, (level, group, names) in enumerate(zip(layout.levels, groupings, layout.owned, strict=True)):
         rows = {
             n: jnp.broadcast_to(
@@ -56,7 +58,7 @@ def init(layout: Layout, groupings: list[Grouping], params: Params) -> tuple[Lev
             LevelState(
                 rows=rows,
                 optimizer=jax.vmap(transformation(level.server).init)(rows),  # over groups
-                variance=shrinkage.init(params, names),
+                variance=shrinkage.init({n: b for n, b in bundles.items() if index in b.owners}),
                 mass=jnp.zeros(group.num_groups),
                 block_mass={
                     n: jnp.zeros((group.num_groups, *block_shape(n, params[n].shape)))

@@ -17,23 +17,24 @@ sums:
     SS     <- SS - 2 <k_j, R_j> + sum_h W_j[h] k_j[h]^2      (of sum_i w_i r_i^2)                  (6)
 
 C is the level's weights where one group covers all, a gather where groups nest, and a table only where they
-cross: one for all leaves that clients train whole, another for each leaf that they train by blocks. (6) is
+cross. Leaves that are pooled alike are pooled as one (`bundles`). (6) is
 exact for hard memberships, and a bound from above for soft ones. Where some participants' group is unknown
 (patchy levels) R, C and SS are kept once more for the others alone, who are all that variances may rest on.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fedjax_vp.federated import server, shrinkage
+from fedjax_vp.federated.bundles import Bundle, bundled
 from fedjax_vp.federated.hierarchy import Layout
 from fedjax_vp.federated.levels import LevelState
-from fedjax_vp.federated.sums import Sums, Totals, by_leaf, table_of
+from fedjax_vp.federated.sums import Totals, by_bundle
 from fedjax_vp.models.base import Params
 
 
@@ -45,11 +46,33 @@ class Hyper(NamedTuple):
     progress: Float[Array, "level"]
 
 
+class _Pooling(NamedTuple):
+    """What does not change from level to level."""
+
+    layout: Layout
+    bundles: dict[str, Bundle]
+    states: tuple[LevelState, ...]
+    hyper: Hyper
+    clock: tuple[Array, Array]
+
+    def of(self, index: int) -> dict[str, Bundle]:
+        """Bundles that a level owns."""
+        return {name: bundle for name, bundle in self.bundles.items() if index in bundle.owners}
+
+
+class _Rest(NamedTuple):
+    """What the levels so far left of the updates of some participants."""
+
+    totals: Totals  # by bundle
+    update: tuple[Params, ...]  # R_l by level
+    square: Params  # SS
+
+
 def pool(
     layout: Layout,
     states: tuple[LevelState, ...],
     totals: Totals,
-    population: Params,
+    population: Float[Array, ""],
     hyper: Hyper,
     clock: tuple[Array, Array],
 ) -> tuple[LevelState, ...]:
@@ -59,153 +82,127 @@ def pool(
         layout: static facts of the hierarchy.
         states: rows and optimiser states, coarse to fine.
         totals: sums over the participants.
-        population: weights of all clients, participants or not, by leaf: [1, ...].
+        population: weight of all clients, participants or not.
         hyper: learning rates, shrinkage and progress of each level.
         clock: index of this round, and number of rounds of the run.
     """
-    totals = by_leaf(layout, totals)
-    full, known = (
-        _Rest(totals, [dict(s.update) for s in totals.levels], dict(totals.square)),
-        {
-            i: _Rest(some, [dict(s.update) for s in some.levels], dict(some.square))
-            for i, some in totals.known.items()
-        },
-    )
+    bundles = bundled(layout, {n: x.shape[1:] for state in states for n, x in state.rows.items()})
+    work = _Pooling(layout, bundles, states, hyper, clock)
+    totals = by_bundle(layout, totals, bundles)
+    full, known = _rest(totals), {index: _rest(some) for index, some in totals.known.items()}
     new_states = []
     for index, (level, state, sums) in enumerate(zip(layout.levels, states, totals.levels, strict=True)):
-        denominator = {"group": sums.weight, "participants": totals.weight, "population": population}
-        mean = {n: _divide(full.update[index][n], denominator[level.denominator][n]) for n in sums.update}
-        decay = {n: hyper.progress[index] * state.rows[n] for n in mean}  # h delta
-        variance, shrink = _shrink(index, layout, state, known.get(index, full), (mean, decay), hyper)
+        rows = {name: bundle.flat(state.rows) for name, bundle in work.of(index).items()}
+        denominator = {"group": sums.weight, "participants": totals.weight}.get(level.denominator)
+        mean = {
+            n: _divide(full.update[index][n], denominator[n] if denominator else population) for n in rows
+        }
+        decay = {n: hyper.progress[index] * row for n, row in rows.items()}  # h delta
+        variance, shrink = _shrink(work, index, known.get(index, full), mean, decay)
         step = {n: shrink[n] * (mean[n] + decay[n]) - decay[n] for n in mean}
-        moved = _move(index, layout, state._replace(variance=variance), sums, step, hyper, clock)
+        moved = _move(work, index, sums.weight, step)._replace(variance=variance)
         turn = jnp.asarray(level.period > 0) & ((clock[0] + 1) % max(level.period, 1) == 0)
         if level.period != 1:
             moved = jax.tree.map(lambda a, b, turn=turn: jnp.where(turn, a, b), moved, state)
         new_states.append(moved)
         took = {n: jnp.where(turn & (sums.weight[n] > 0), k, 0.0) for n, k in step.items()}
-        full = _take(full, layout, states, index, took)
-        known = {i: _take(some, layout, states, index, took) for i, some in known.items() if i > index}
+        full = _take(work, full, index, took)
+        known = {i: _take(work, some, index, took) for i, some in known.items() if i > index}
     return tuple(new_states)
 
 
-class _Rest(NamedTuple):
-    """What the levels so far left of the updates of some participants."""
-
-    totals: Totals
-    update: list[Params]  # R_l by level
-    square: Params  # SS
+def _rest(totals: Totals) -> _Rest:
+    return _Rest(totals, tuple(sums.update for sums in totals.levels), totals.square)
 
 
-def _take(rest: _Rest, layout: Layout, states: tuple[LevelState, ...], index: int, took: Params) -> _Rest:
+def _take(work: _Pooling, rest: _Rest, index: int, took: Params) -> _Rest:
     """(4) by way of (5) and (6): what is left once a level took its share."""
     square, update = dict(rest.square), [dict(one) for one in rest.update]
     for n, k in took.items():
         spent = rest.totals.levels[index].weight[n] * k**2 - 2 * k * update[index][n]
-        axes = tuple(1 + a for a in shrinkage.stat_axes(n, k.ndim - 1))
-        square[n] = square[n] + jnp.sum(spent, axis=(0, *axes), keepdims=True)
-        for fine in range(index + 1, len(states)):
+        square[n] = square[n] + work.bundles[n].total(spent)
+        for fine in range(index + 1, len(update)):
             if n in update[fine]:
-                shared = _shared(layout, rest.totals, states, (fine, index), n, k)
-                update[fine][n] = update[fine][n] - shared
-    return _Rest(rest.totals, update, square)
+                update[fine][n] = update[fine][n] - _shared(work, rest.totals, (fine, index), n, k)
+    return _Rest(rest.totals, tuple(update), square)
 
 
 def _shrink(
-    index: int,
-    layout: Layout,
-    state: LevelState,
-    rest: _Rest,
-    estimates: tuple[Params, Params],
-    hyper: Hyper,
+    work: _Pooling, index: int, rest: _Rest, mean: Params, decay: Params
 ) -> tuple[shrinkage.Variance, Params]:
-    """Shrinkage s of each leaf, broadcastable to its rows, and the averages it rests on.
+    """Shrinkage s of each bundle, broadcastable to its rows, and the averages it rests on.
 
     Args:
+        work: what does not change from level to level.
         index: of the level.
-        layout: static facts of the hierarchy.
-        state: of the level.
         rest: of the participants whose group is known.
-        estimates: m and h delta.
-        hyper: with the fixed shrinkage.
+        mean: m.
+        decay: h delta.
     """
-    mean, decay = estimates
-    totals, sums = rest.totals, rest.totals.levels[index]
-    if layout.levels[index].shrinkage != "auto":
-        return state.variance, {n: hyper.shrinkage[index].reshape((1,) * m.ndim) for n, m in mean.items()}
+    totals, sums, old = rest.totals, rest.totals.levels[index], work.states[index].variance
+    if work.layout.levels[index].shrinkage != "auto":
+        return old, dict.fromkeys(mean, work.hyper.shrinkage[index])
     seen = {}
-    for n in mean:
+    for n, bundle in work.of(index).items():
         moments = shrinkage.Moments(
             z=mean[n] + decay[n],
+            mean=mean[n],
             weight=sums.weight[n],
             square_weight=sums.square_weight[n],
             residual=rest.square[n],
-            mean=mean[n],
-            halves=_divide(totals.halves[n], shrinkage.total_of(n, totals.weight[n], mean[n].shape)),
-            centered=layout.coarsest(n) < index,
+            halves=_divide(totals.halves[n], bundle.total(totals.weight[n])),
+            centered=bundle.owners[0] < index,
         )
-        seen[n] = shrinkage.observe(n, moments)
+        seen[n] = shrinkage.observe(bundle, moments)
     anyone = jnp.stack([jnp.sum(totals.weight[n]) for n in mean]).sum() > 0
-    variance = shrinkage.average(state.variance, seen)
-    variance = jax.tree.map(lambda a, b: jnp.where(anyone, a, b), variance, state.variance)
-    return variance, {n: shrinkage.factor(variance, n, sums.weight[n], sums.square_weight[n]) for n in mean}
+    variance = shrinkage.average(old, seen)
+    variance = jax.tree.map(lambda a, b: jnp.where(anyone, a, b), variance, old)
+    factors = {n: shrinkage.factor(variance, n, sums.weight[n], sums.square_weight[n]) for n in mean}
+    return variance, {n: work.bundles[n].spread(s) for n, s in factors.items()}
 
 
-def _move(
-    index: int,
-    layout: Layout,
-    state: LevelState,
-    sums: Sums,
-    step: Params,
-    hyper: Hyper,
-    clock: tuple[Array, Array],
-) -> LevelState:
+def _move(work: _Pooling, index: int, weight: Params, step: Params) -> LevelState:
     """Equation (3); rows without a participant keep value, moments and count."""
-    settings = layout.levels[index].server
+    settings, state, bundles = work.layout.levels[index].server, work.states[index], work.of(index)
+    leaves = _by_leaf({n: bundles[n].leaves(k) for n, k in step.items()})
+    weights = _by_leaf({n: bundles[n].by_leaf(w) for n, w in weight.items()})
     update = jax.vmap(server.transformation(settings).update)  # over groups
-    found, optimizer = update(step, state.optimizer, state.rows)
+    found, optimizer = update(leaves, state.optimizer, state.rows)
     direction = cast(Params, found)
-    lr = hyper.server_lr[index] * server.factor(settings.schedule, *clock)
-    active = {n: w > 0 for n, w in sums.weight.items()}
-    rows = {n: jnp.where(active[n], row + lr * direction[n], row) for n, row in state.rows.items()}
-    heaviest = {n: jnp.max(w.reshape(w.shape[0], -1), axis=1) for n, w in sums.weight.items()}
-    weight = jnp.max(jnp.stack(list(heaviest.values())), axis=0)
+    lr = work.hyper.server_lr[index] * server.factor(settings.schedule, *work.clock)
+    rows = {n: jnp.where(weights[n] > 0, row + lr * direction[n], row) for n, row in state.rows.items()}
+    heaviest = jnp.max(jnp.stack([jnp.max(w, axis=(1, 2)) for w in weight.values()]), axis=0)
 
     def keep(path: tuple, new: Array, old: Array) -> Array:
         names = [p.key for p in path if isinstance(p, jax.tree_util.DictKey)]
-        mask = (weight > 0).reshape(-1, *(1,) * (new.ndim - 1))
-        if names and names[-1] in active:
-            mask = active[names[-1]]
+        mask = (heaviest > 0).reshape(-1, *(1,) * (new.ndim - 1))
+        if names and names[-1] in weights:
+            mask = weights[names[-1]] > 0
         return jnp.where(mask, new, old)
 
     optimizer = jax.tree_util.tree_map_with_path(keep, optimizer, state.optimizer)
-    blocks = {n: old + sums.weight[n] for n, old in state.block_mass.items()}
-    return state._replace(rows=rows, optimizer=optimizer, mass=state.mass + weight, block_mass=blocks)
+    blocks = {n: old + weights[n] for n, old in state.block_mass.items()}
+    return state._replace(rows=rows, optimizer=optimizer, mass=state.mass + heaviest, block_mass=blocks)
+
+
+def _by_leaf(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {leaf: x for of_bundle in found.values() for leaf, x in of_bundle.items()}
 
 
 def _divide(total: Array, weight: Array) -> Array:
     return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
 
 
-def _shared(
-    layout: Layout,
-    totals: Totals,
-    states: tuple[LevelState, ...],
-    pair: tuple[int, int],
-    leaf: str,
-    took: Array,
-) -> Array:
+def _shared(work: _Pooling, totals: Totals, pair: tuple[int, int], name: str, took: Array) -> Array:
     """sum_h C[g, h] k[h] of (5), by the way the two levels' groups lie."""
     fine, coarse = pair
-    weight = totals.levels[fine].weight[leaf]
-    relation = layout.relation[pair]
+    weight = totals.levels[fine].weight[name]
+    relation = work.layout.relation[pair]
     if relation == "single":
         return weight * took[:1]
     if relation == "nested":
-        return weight * took[parent_of(states[fine], states[coarse])]
-    table = totals.levels[fine].pair[coarse][table_of(layout, leaf)]
-    flat = jnp.einsum("ghb,hbr->gbr", table, took.reshape(took.shape[0], table.shape[2], -1))
-    return flat.reshape(weight.shape[0], *took.shape[1:])
+        return weight * took[parent_of(work.states[fine], work.states[coarse])]
+    return jnp.einsum("ghb,hbr->gbr", totals.levels[fine].pair[coarse][name], took)
 
 
 def parent_of(fine: LevelState, coarse: LevelState) -> Array:

@@ -19,7 +19,6 @@ from jaxtyping import Array, Bool, Float, Int
 from fedjax_vp.federated import (
     assignment,
     crowd,
-    hierarchy,
     operations,
     participation,
     pooling,
@@ -37,7 +36,6 @@ from fedjax_vp.federated.precision import products
 from fedjax_vp.federated.settings import Method
 from fedjax_vp.federated.simulator import Simulator
 from fedjax_vp.federated.sums import Totals, Unit
-from fedjax_vp.models.base import Params
 
 
 class State(NamedTuple):
@@ -261,7 +259,6 @@ def _units(task: Task, result: ClientResult, session: Int[Array, "client slot"])
 
 def pooler(sim: Simulator) -> Callable[..., tuple[LevelState, ...]]:
     """Divides a round's sums among the levels: a function of (levels, sums, arrays, numbers, clock)."""
-    params = _shapes(sim)
 
     def pool(
         states: tuple[LevelState, ...],
@@ -270,8 +267,7 @@ def pooler(sim: Simulator) -> Callable[..., tuple[LevelState, ...]]:
         numbers: pooling.Hyper,
         clock: tuple[Array, Array],
     ) -> tuple[LevelState, ...]:
-        population = _population(sim, arrays, params)
-        return pooling.pool(sim.layout, states, totals, population, numbers, clock)
+        return pooling.pool(sim.layout, states, totals, _population(sim, arrays), numbers, clock)
 
     return pool
 
@@ -280,12 +276,11 @@ def _shapes(sim: Simulator) -> sums.Shapes:
     return jax.eval_shape(sim.task.predictor.init, jax.random.key(0))
 
 
-def _population(sim: Simulator, arrays: Arrays, params: sums.Shapes) -> Params:
-    """Weight of all clients together, by leaf: each weighs as it does when it takes part."""
+def _population(sim: Simulator, arrays: Arrays) -> Float[Array, ""]:
+    """Weight of all clients together: each weighs as it does when it takes part."""
     clients = jnp.arange(sim.federation.num_clients)
     windows = client_windows(arrays, clients) if sim.task.mixed else arrays.train.count
-    total = jnp.sum(weigh(sim.method.pooling, windows))
-    return {n: jnp.full((1, *hierarchy.block_shape(n, p.shape)), total) for n, p in params.items()}
+    return jnp.sum(weigh(sim.method.pooling, windows))
 
 
 def _absorb(layout: Layout, states: tuple[LevelState, ...], index: Int[Array, ""]) -> tuple[LevelState, ...]:

@@ -14,19 +14,20 @@ level's groups and averaged over rounds; tau^2 is cut at 0.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fedjax_vp.federated.bundles import Bundle
 from fedjax_vp.models.base import Params
 
 DECAY = 0.95  # of the running averages over rounds
 
 
 class Variance(NamedTuple):
-    """Running averages, per leaf, with the leaf's rank and a leading axis of 1 (no group axis)."""
+    """Running averages, per bundle: [1, 1, stat]."""
 
     signal: Params  # mean over groups of z^2
     noise: Params  # mean over groups of sigma^2 / n
@@ -35,65 +36,38 @@ class Variance(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What one round says about a leaf of a level; broadcastable to its rows [group, ...]."""
+    """What one round says about a bundle of a level."""
 
-    z: Array  # m + h delta
-    weight: Array  # sum of w over a group's participants
-    square_weight: Array  # sum of w^2
-    residual: Array  # weighted residual sum of squares before this level, [1, ...]
-    mean: Array  # m
-    halves: (
-        Array  # weighted mean of the squared half differences (a client's own sampling variance), [1, ...]
-    )
-    centered: bool  # a coarser level owns the leaf and has taken the mean out
+    z: Float[Array, "group block number"]  # m + h delta
+    mean: Float[Array, "group block number"]  # m
+    weight: Float[Array, "group block 1"]  # sum of w over a group's participants
+    square_weight: Float[Array, "group block 1"]  # sum of w^2
+    residual: Float[Array, "1 1 stat"]  # weighted residual sum of squares before this level
+    halves: Float[Array, "1 1 stat"]  # weighted mean of the squared half differences: a client's own variance
+    centered: bool  # a coarser level owns the bundle and has taken the mean out
 
 
-def stat_axes(leaf: str, ndim: int) -> tuple[int, ...]:
-    """Axes over which a leaf's variance is pooled: all, but the output units of the last layer."""
-    return tuple(range(ndim - 1)) if leaf.startswith("head/") and ndim else tuple(range(ndim))
-
-
-def stat_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a leaf's variances: 1 on the pooled axes."""
-    pooled = stat_axes(leaf, len(shape))
-    return tuple(1 if axis in pooled else size for axis, size in enumerate(shape))
-
-
-def init(params: Params, names: tuple[str, ...]) -> Variance:
-    """Empty averages for the leaves of a level."""
-    zero = {n: jnp.zeros((1, *stat_shape(n, params[n].shape))) for n in names}
+def init(bundles: dict[str, Bundle]) -> Variance:
+    """Empty averages for the bundles of a level."""
+    zero = {n: jnp.zeros((1, 1, bundle.num_stats)) for n, bundle in bundles.items()}
     return Variance(zero, dict(zero), dict(zero), jnp.zeros(()))
 
 
-def observe(leaf: str, moments: Moments) -> tuple[Array, Array, Array]:
-    """Signal, noise and sigma^2 of one round, each [1, ...] as in `Variance`."""
+def observe(bundle: Bundle, moments: Moments) -> tuple[Array, Array, Array]:
+    """Signal, noise and sigma^2 of one round, each [1, 1, stat]."""
     active = moments.weight > 0
     weight = jnp.where(active, moments.weight, 1.0)
     per_client = jnp.where(active, moments.square_weight / weight**2, 0.0)  # 1 / n_g
-
-    def total(x: Array) -> Array:
-        return total_of(leaf, x, moments.z.shape)
-
-    within = moments.residual - total(moments.weight * moments.mean**2)
-    freedom = total(jnp.where(active, moments.weight - moments.square_weight / weight, 0.0))
-    enough = freedom > 1e-3 * total(moments.weight)
+    squares = jnp.stack([moments.weight * moments.mean**2, jnp.where(active, moments.z**2, 0.0)])
+    between, spread = jax.vmap(bundle.total)(squares)  # over the two sums
+    within = moments.residual - between
+    freedom = bundle.total(jnp.where(active, moments.weight - moments.square_weight / weight, 0.0))
+    enough = freedom > 1e-3 * bundle.total(moments.weight)
     sigma2 = jnp.where(enough, jnp.maximum(within, 0.0) / jnp.where(enough, freedom, 1.0), moments.halves)
-    count = total(active.astype(jnp.float32))
+    count = bundle.total(active.astype(jnp.float32))
     size = jnp.maximum(count / jnp.maximum(jnp.sum(active, axis=0).max(), 1), 1.0)
     degrees = jnp.maximum(count - (size if moments.centered else 0.0), size)
-    signal = total(jnp.where(active, moments.z**2, 0.0)) / degrees
-    noise = total(sigma2 * per_client) / jnp.maximum(count, 1.0)
-    return signal, noise, sigma2
-
-
-def total_of(leaf: str, x: Array, shape: tuple[int, ...]) -> Array:
-    """Sums over groups and pooled axes of something broadcastable to rows of a shape; so is what it returns.
-
-    What is the same along an axis is counted, so that leaves of equal weights have their sums in common.
-    """
-    axes = tuple(1 + a for a in stat_axes(leaf, len(shape) - 1))
-    repeated = math.prod(shape[a] for a in axes if x.shape[a] == 1)
-    return repeated * jnp.sum(x, axis=(0, *axes), keepdims=True)
+    return spread / degrees, sigma2 * bundle.total(per_client) / jnp.maximum(count, 1.0), sigma2
 
 
 def average(old: Variance, seen: dict[str, tuple[Array, Array, Array]]) -> Variance:
@@ -107,12 +81,17 @@ def average(old: Variance, seen: dict[str, tuple[Array, Array, Array]]) -> Varia
     return Variance(signal, noise, sigma2, DECAY * old.weight + (1 - DECAY))
 
 
-def factor(variance: Variance, leaf: str, weight: Array, square_weight: Array) -> Array:
-    """s_g of (2), broadcastable to the rows; 1 where there is neither signal nor noise."""
+def factor(
+    variance: Variance,
+    name: str,
+    weight: Float[Array, "group block 1"],
+    square_weight: Float[Array, "group block 1"],
+) -> Float[Array, "group block stat"]:
+    """s_g of (2) for a bundle; 1 where there is neither signal nor noise."""
     correction = jnp.maximum(variance.weight, 1e-12)
-    tau2 = jnp.maximum(variance.signal[leaf] - variance.noise[leaf], 0.0) / correction
+    tau2 = jnp.maximum(variance.signal[name] - variance.noise[name], 0.0) / correction
     active = weight > 0
-    noise = variance.sigma2[leaf] / correction * jnp.where(active, square_weight, 1.0)
+    noise = variance.sigma2[name] / correction * jnp.where(active, square_weight, 1.0)
     noise = noise / jnp.where(active, weight, 1.0) ** 2
     total = tau2 + noise
     return jnp.where(total > 0, tau2 / jnp.where(total > 0, total, 1.0), 1.0)

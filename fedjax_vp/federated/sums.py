@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from fedjax_vp.federated import shrinkage
-from fedjax_vp.federated.hierarchy import BLOCK_AXES, Layout, block_shape
+from fedjax_vp.federated.bundles import Bundle, stat_shape, table_of
+from fedjax_vp.federated.hierarchy import Layout, block_shape
 from fedjax_vp.federated.levels import LevelState, Membership
 from fedjax_vp.models.base import Params
 
@@ -38,7 +38,7 @@ class Sums(NamedTuple):
     """Weighted sums of one level over the participants."""
 
     update: Params  # R_l: [group, ...]
-    weight: Params  # W_l: [group, block] by `table_of`; of each leaf once they are spread (`by_leaf`)
+    weight: Params  # W_l: [group, block] by `table_of`
     square_weight: Params  # sum of w^2, like weight
     pair: dict[int, Params]  # C: [group, coarse group, block] by crossed coarser level and `table_of`
 
@@ -53,13 +53,6 @@ class Totals(NamedTuple):
     known: dict[int, Totals]  # the same of those alone whose group is known, by patchy level
 
 
-def table_of(layout: Layout, leaf: str) -> str:
-    """Name of the tables that hold a leaf's weights; leaves of equal weights share them."""
-    if BLOCK_AXES.get(leaf, 0):
-        return leaf
-    return "by session" if leaf in layout.varying else "by client"
-
-
 def zeros(layout: Layout, params: Shapes) -> Totals:
     """Empty sums for a model of these leaves."""
     empty = _zeros(layout, params)
@@ -68,7 +61,7 @@ def zeros(layout: Layout, params: Shapes) -> Totals:
 
 def _zeros(layout: Layout, params: Shapes) -> Totals:
     weight = {n: jnp.zeros(block_shape(n, p.shape)) for n, p in params.items()}
-    stat = {n: shrinkage.stat_shape(n, p.shape) for n, p in params.items()}
+    stat = {n: stat_shape(n, p.shape) for n, p in params.items()}
 
     levels = []
     for fine, (names, count) in enumerate(zip(layout.owned, layout.num_groups, strict=True)):
@@ -94,10 +87,11 @@ def add(totals: Totals, states: tuple[LevelState, ...], layout: Layout, units: d
     levels = tuple(_add_level(index, sums, states, layout, units) for index, sums in enumerate(totals.levels))
     square, halves, weight = dict(totals.square), dict(totals.halves), dict(totals.weight)
     for leaf, unit in units.items():
-        axes = tuple(1 + a for a in shrinkage.stat_axes(leaf, unit.delta.ndim - 1))
-        square[leaf] += jnp.sum(unit.weight * unit.delta**2, axis=(0, *axes), keepdims=True)
+        kept = stat_shape(leaf, unit.delta.shape[1:])
+        axes = (0, *(1 + axis for axis, size in enumerate(kept) if size == 1))
+        square[leaf] += jnp.sum(unit.weight * unit.delta**2, axis=axes, keepdims=True)
         if unit.halves.size:
-            halves[leaf] += jnp.sum(unit.weight * unit.halves**2, axis=(0, *axes), keepdims=True)
+            halves[leaf] += jnp.sum(unit.weight * unit.halves**2, axis=axes, keepdims=True)
     for table, unit in _by_table(layout, units).items():
         weight[table] += jnp.sum(_flat(unit.weight), axis=0, keepdims=True)
     known = {
@@ -116,20 +110,29 @@ def _of_known(units: dict[str, Unit], members: Membership) -> dict[str, Unit]:
     }
 
 
-def by_leaf(layout: Layout, totals: Totals) -> Totals:
-    """The same with the weights of every leaf, broadcastable to its rows: [group or 1, blocks or 1, ...]."""
+def by_bundle(layout: Layout, totals: Totals, bundles: dict[str, Bundle]) -> Totals:
+    """The same by bundle: updates [group, block, number], weights [group, block, 1], squares [1, 1, stat]."""
+    table = {name: table_of(layout, next(iter(bundle.shapes))) for name, bundle in bundles.items()}
 
-    def spread(tables: Params, rows: Params) -> Params:
-        shapes = {n: block_shape(n, x.shape[1:]) for n, x in rows.items()}
-        return {n: tables[table_of(layout, n)].reshape(-1, *shape) for n, shape in shapes.items()}
+    def level(index: int, one: Sums) -> Sums:
+        mine = {name: bundle for name, bundle in bundles.items() if index in bundle.owners}
+        return Sums(
+            update={name: bundle.flat(one.update) for name, bundle in mine.items()},
+            weight={name: one.weight[table[name]][..., None] for name in mine},
+            square_weight={name: one.square_weight[table[name]][..., None] for name in mine},
+            pair={
+                coarse: {name: of[table[name]] for name in mine if table[name] in of}
+                for coarse, of in one.pair.items()
+            },
+        )
 
-    levels = tuple(
-        s._replace(weight=spread(s.weight, s.update), square_weight=spread(s.square_weight, s.update))
-        for s in totals.levels
+    return Totals(
+        levels=tuple(level(index, one) for index, one in enumerate(totals.levels)),
+        square={name: bundle.stats(totals.square) for name, bundle in bundles.items()},
+        halves={name: bundle.stats(totals.halves) for name, bundle in bundles.items()},
+        weight={name: totals.weight[table[name]][..., None] for name in bundles},
+        known={index: by_bundle(layout, some, bundles) for index, some in totals.known.items()},
     )
-    rows = {n: x for s in totals.levels for n, x in s.update.items()}
-    known = {index: by_leaf(layout, some) for index, some in totals.known.items()}
-    return totals._replace(levels=levels, weight=spread(totals.weight, rows), known=known)
 
 
 def _add_level(

@@ -1,0 +1,78 @@
+"""Bundles against sums over the leaves one by one."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_vp.federated import bundles, hierarchy
+from fedjax_vp.federated.bundles import Bundle
+from fedjax_vp.federated.settings import Level, Method
+
+SHAPES = {"body/kernel": (4, 3), "body/bias": (3,), "head/kernel": (3, 2), "head/bias": (2,), "scale": ()}
+BUNDLE = Bundle(SHAPES, 1, (0,))
+TABLE = Bundle({"video_table": (5, 2, 3)}, 5, (0,))
+
+
+def rows(shapes: dict[str, tuple[int, ...]], count: int = 7) -> dict[str, jax.Array]:
+    random = np.random.default_rng(0)
+    return {n: jnp.asarray(random.normal(size=(count, *shape)), jnp.float32) for n, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("bundle", [BUNDLE, TABLE], ids=["whole leaves", "blocks"])
+def test_flat_rows_are_the_leaves_side_by_side(bundle: Bundle) -> None:
+    leaves = rows(dict(bundle.shapes))
+    back = bundle.leaves(bundle.flat(leaves))
+    assert list(back) == list(leaves)
+    for name, value in leaves.items():
+        np.testing.assert_array_equal(back[name], value)
+
+
+@pytest.mark.parametrize("bundle", [BUNDLE, TABLE], ids=["whole leaves", "blocks"])
+def test_totals_are_sums_by_leaf_and_of_the_head_by_unit(bundle: Bundle) -> None:
+    leaves = rows(dict(bundle.shapes))
+    wanted = []
+    for name, value in leaves.items():
+        units = value.shape[-1] if name.startswith("head/") else 1
+        wanted += list(value.reshape(-1, units).sum(axis=0))
+    found = bundle.total(bundle.flat(leaves))
+    assert found.shape == (1, 1, bundle.num_stats)
+    np.testing.assert_allclose(found[0, 0], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bundle", [BUNDLE, TABLE], ids=["whole leaves", "blocks"])
+def test_a_weight_counts_for_every_number_behind_a_statistic(bundle: Bundle) -> None:
+    weight = jnp.asarray(np.random.default_rng(1).random((7, bundle.blocks, 1)), jnp.float32)
+    everywhere = jnp.broadcast_to(weight, bundle.flat(rows(dict(bundle.shapes))).shape)
+    np.testing.assert_allclose(bundle.total(weight), bundle.total(everywhere), rtol=1e-5)
+
+
+def test_statistics_are_spread_to_their_own_numbers() -> None:
+    named = {n: np.zeros((1, *bundles.stat_shape(n, shape)), np.float32) for n, shape in SHAPES.items()}
+    for place, value in enumerate(named.values()):
+        value[...] = 10 * place + np.arange(value.size).reshape(value.shape)
+    stats = BUNDLE.stats({n: jnp.asarray(value) for n, value in named.items()})
+    spread = BUNDLE.leaves(BUNDLE.spread(stats))
+    for name, value in spread.items():
+        np.testing.assert_array_equal(value, np.broadcast_to(named[name], value.shape), err_msg=name)
+
+
+def test_leaves_are_bundled_where_owners_and_weights_agree() -> None:
+    levels = (
+        Level("global", owns=("*", "!video_*")),
+        Level("video", by="video", owns=("video_*",)),
+        Level("user", by="user", owns=("head/*",)),
+    )
+    labels = {"session": np.arange(4), "user": np.arange(4) // 2, "video": np.arange(4) % 2}
+    groups = [hierarchy.grouping(labels, level.by) for level in levels]
+    shapes = {**SHAPES, "video_table": (5, 2, 3), "video_crowd": (5, 4)}
+    layout = hierarchy.layout(Method(levels=levels), groups, list(shapes), np.arange(4))
+    found = bundles.bundled(layout, shapes)
+    assert {name: (list(b.shapes), b.blocks, b.owners) for name, b in found.items()} == {
+        "body/bias": (["body/bias", "body/kernel", "scale"], 1, (0,)),
+        "head/bias": (["head/bias", "head/kernel"], 1, (0, 2)),
+        "video_crowd": (["video_crowd"], 5, (1,)),
+        "video_table": (["video_table"], 5, (1,)),
+    }
