@@ -86,8 +86,8 @@ class Checkpoints:
                 n: (x.shape, x.dtype) for n, x in wanted.items()
             }:
                 raise UserError(
-                    f"{self.folder}: the checkpoint of round {step} is of another model or method; "
-                    "resume with the config that wrote it, or start in a new folder"
+                    f"{self.folder}: the checkpoint of round {step} is of another model, method or version; "
+                    "resume with the config and version that wrote it, or start in a new folder"
                 )
             leaves = [jnp.asarray(found["state"][name]) for name in wanted]
             return jax.tree.unflatten(jax.tree.structure(template), leaves), found["log"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,7 @@ _EVENTS: tuple[str, ...] = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",  # or what it takes to read a function from the cache
 )
+_LEVEL = "xla_backend_optimization_level"
 
 
 @cache
@@ -35,6 +37,8 @@ def options(mesh: Mesh) -> dict[str, Any]:
     """Options of XLA for functions that run on these devices: `compiler_options` of `jax.jit`.
 
     On a CPU, LLVM's first level of optimization in place of its third: compilation takes up to a tenth less,
-    rounds of the GRU and the transformer 5 %, those of the MLP the same (benchmarks/README.md).
+    rounds of the GRU and the transformer 5 %, those of the MLP the same (benchmarks/README.md). What the user
+    has set in XLA_FLAGS stays.
     """
-    return {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else {}
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {_LEVEL: 1} if on_cpu and _LEVEL not in os.environ.get("XLA_FLAGS", "") else {}

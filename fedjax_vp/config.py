@@ -7,6 +7,7 @@ that a file holds only what it is about.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,7 +36,7 @@ from fedjax_vp.federated.settings import (
 )
 from fedjax_vp.merging import Layer, merge
 from fedjax_vp.settings_text import nest, plain, read
-from fedjax_vp.suggest import suggestion
+from fedjax_vp.suggest import nearest, suggestion
 
 DatasetSettings = Named | Table | Synthetic | Planted
 
@@ -44,6 +45,7 @@ _OWN: dict[str, Any] = dict.fromkeys(
     ("levels", "client", "mixing", "components", "adapt", "compare", "algorithm", "name")
 )
 _SHARED = ("seed", "rounds", "dataset", "protocol", "engine", "evaluate", "coldstart")
+_FREE = ("name", "seed", "engine", "compare")  # what may differ between runs of one method
 _METHOD = Method()
 
 
@@ -115,6 +117,7 @@ class Config(BaseModel):
 
         They share data, protocol, rounds and seed, and take what the file says of training; what it says of
         levels, mixing and adaptation, and of settings that only its own recipe makes, is its own method's.
+        What a named config says of model and training comes before what this file says; overrides come first.
         """
         shared = {key: getattr(self, key) for key in _SHARED}
         others = {name: self._beside.get(name) for name in self.compare if name != self.algorithm}
@@ -129,6 +132,11 @@ class Config(BaseModel):
 
 
 Config.model_rebuild()
+
+
+def identity(mapping: Mapping[str, Any]) -> str:
+    """What makes two runs, by their resolved settings, runs of one method: equal for equal methods."""
+    return json.dumps({key: value for key, value in mapping.items() if key not in _FREE}, sort_keys=True)
 
 
 def load_config(source: str | Path | Mapping[str, Any] = "quickstart", **overrides: Any) -> Config:
@@ -154,7 +162,17 @@ def load_config(source: str | Path | Mapping[str, Any] = "quickstart", **overrid
     config._beside.update(
         {other: _resolve_beside(layers, config.algorithm, other) for other in config.compare}
     )
+    _require_distinct(config)
     return config
+
+
+def _require_distinct(config: Config) -> None:
+    """Raises UserError where two methods that run beside each other are one under two names."""
+    known: dict[str, str] = {}
+    for name, one in {config.algorithm: config, **config.beside}.items():
+        same = known.setdefault(identity(one.to_mapping()), name)
+        if same != name:
+            raise UserError(f"compare: {name} is {same} under another name: take it out")
 
 
 def find_config(source: str | Path) -> Path:
@@ -212,8 +230,9 @@ def _resolve_beside(layers: list[Layer], own: str, other: str) -> Config:
     if other not in RECIPES:
         shipped = shipped_configs()
         if other not in shipped:
-            near = suggestion(other, [*RECIPES, *shipped])
-            raise UserError(f"compare: {other!r} is neither a recipe nor a shipped config: {near}")
+            near = nearest(other, [*RECIPES, *shipped])
+            help_ = f"did you mean {near}?" if near else "`fedjax-vp list` shows both"
+            raise UserError(f"compare: {other!r} is neither a recipe nor a shipped config: {help_}")
         file = {key: value for key, value in read(shipped[other]).items() if key not in (*_SHARED, "compare")}
         theirs = Layer(str(shipped[other]), {**file, "name": other})
     algorithm = _algorithm([theirs])
@@ -224,7 +243,7 @@ def _resolve_beside(layers: list[Layer], own: str, other: str) -> Config:
         value = _without(_without(layer.value, own_only), _OWN)
         # A resolved file repeats what its own recipe says: that is nobody else's.
         kept.append(layer._replace(value=_without(value, usual, where_equal=True)))
-    return _resolve([*kept, theirs], algorithm)
+    return _resolve([kept[0], theirs, *kept[1:]], algorithm)  # overrides come after both files
 
 
 def _without(

@@ -14,6 +14,7 @@ from fedjax_vp.data import splits
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.evaluate import Evaluation
 from fedjax_vp.federated.settings import Evaluate
+from fedjax_vp.metrics import REFERENCE
 from fedjax_vp.problem import Outcome
 from fedjax_vp.progress import Progress
 from fedjax_vp.settings_text import read
@@ -58,21 +59,23 @@ def run(
     fitting.require_weights(config)
     processes.require(config.engine.processes)
     folder = None if out is None else Path(out)
-    compared = processes.from_first(lambda: _open(config, folder, resume))
-    if not processes.is_first():
-        folder, progress = None, False
+    begun = processes.from_first(lambda: folder is not None and results.kept_config(folder) is not None)
+    compared = processes.from_first(lambda: _open(config, folder, resume)) if begun else {}
     if compared is None:
-        return read_back(folder)
-    compared = _compared(config, compared)
+        return read_back(folder if processes.is_first() else None)
     traces, split = processes.together(
         lambda: fitting.load_traces(config), "data or settings", partial(_identity, config)
     )
     evaluate = fitting.horizons(config, traces.rate_hz)
+    if not begun:  # what is wrong is told before anything is trained or written
+        fitting.check_on({**config.beside, config.algorithm: config}, traces, split)
+        compared = processes.from_first(lambda: _open(config, folder, resume)) or {}
+    if not processes.is_first():
+        folder, progress = None, False
+    compared = _compared(config, compared)
     if folder is not None:
         describe(folder, config, compared, traces)
     methods = {**compared, config.algorithm: config}
-    if compared:
-        fitting.fit(methods, traces, split)
     outcomes: dict[str, Outcome] = {}
     baselines: dict[str, Evaluation] = {}
     with Progress(config.rounds, evaluate.horizons_s, enabled=progress) as bar:
@@ -113,7 +116,9 @@ def record(
     """
     own = outcomes[config.algorithm]
     evaluations = {name: outcome.evaluation for name, outcome in outcomes.items()}
-    scores = summarizing.Scores(traces, evaluate, {**own.baselines, **evaluations})
+    ran = {config.algorithm: config, **config.beside}
+    fedavg = next((name for name, one in ran.items() if one.algorithm == REFERENCE), REFERENCE)
+    scores = summarizing.Scores(traces, evaluate, {**own.baselines, **evaluations}, fedavg)
     summary = summarizing.summary(config, traces, own, scores)
     history = summarizing.history_table(own.history, evaluate.horizons_s)
     if folder is not None:

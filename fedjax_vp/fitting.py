@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from fedjax_vp import processes
 from fedjax_vp.config import Config
 from fedjax_vp.data import splits, synthetic
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.errors import UserError
+from fedjax_vp.evaluate import make_mixing
 from fedjax_vp.federated import federation
 from fedjax_vp.federated.components import mixture
+from fedjax_vp.federated.server import transformation
 from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.federated.simulator import simulator
 from fedjax_vp.models import BASELINES, MODELS, WindowShape
@@ -95,30 +99,37 @@ def check(configs: Mapping[str, Config]) -> None:
         configs: By the name that an error begins with.
 
     Raises:
-        UserError: The data are absent, or a config's settings do not fit them.
+        UserError: The data of one are absent, or its settings do not fit them.
     """
     known: list[tuple[Any, tuple[TraceSet, splits.Split]]] = []
     for name, one in configs.items():
         key = (one.dataset, one.protocol, one.evaluate.phase)
         found = next((data for other, data in known if other == key), None)
         if found is None:
-            found = load_traces(one)
+            with _named(name):
+                found = load_traces(one)
             known.append((key, found))
-        fit({name: one}, *found)
+        check_on({name: one}, *found)
 
 
-def fit(configs: Mapping[str, Config], traces: TraceSet, split: splits.Split) -> None:
-    """Fits configs to one data set, and keeps nothing.
-
-    Raises:
-        UserError: Settings of one do not fit the data; begins with its name.
-    """
+def check_on(configs: Mapping[str, Config], traces: TraceSet, split: splits.Split) -> None:
+    """`check` of configs that share these data."""
     for name, one in configs.items():
-        try:
+        with _named(name):
             made = problem(one, traces, split, horizons(one, traces.rate_hz))
-            simulator(made.federation, made.predictor, made.method, made.engine)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
+            sim = simulator(made.federation, made.predictor, made.method, made.engine)
+            make_mixing(sim._replace(mesh=processes.own(sim.mesh)))
+            for level in made.method.levels:
+                transformation(level.server)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Begins errors with a config's name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def needless(config: Config, split: splits.Split) -> str:

@@ -63,7 +63,7 @@ def open_folder(out: Path, config: Config, resume: bool) -> Path:
             f"{out} already holds a run: continue it with --resume {out}, or choose another --out"
         )
     if (out / CONFIG).is_file():
-        _require_same(out, read(out / CONFIG), config.to_mapping())
+        require_same(out, config)
         return out
     try:
         for name, other in config.beside.items():
@@ -74,8 +74,11 @@ def open_folder(out: Path, config: Config, resume: bool) -> Path:
     return out
 
 
-def _require_same(out: Path, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    before, now = dict(_leaves(kept)), dict(_leaves(asked))
+def require_same(out: Path, config: Config) -> None:
+    """Raises UserError where the folder holds a run with other settings."""
+    if not (out / CONFIG).is_file():
+        return
+    before, now = (dict(_leaves(one)) for one in (read(out / CONFIG), config.to_mapping()))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     changed = [key for key in changed if not key.startswith("engine.")]  # lays out, decides nothing
     if changed:

@@ -31,10 +31,17 @@ class Scores:
         traces: Sessions, whose users the scores are split by.
         evaluate: Horizons.
         evaluations: Errors and tile scores by method.
+        reference: Method that users are hurt or helped relative to: FedAvg, by the name that it has here.
     """
 
-    def __init__(self, traces: TraceSet, evaluate: Evaluate, evaluations: Mapping[str, Evaluation]) -> None:
-        self.traces = traces
+    def __init__(
+        self,
+        traces: TraceSet,
+        evaluate: Evaluate,
+        evaluations: Mapping[str, Evaluation],
+        reference: str = metrics.REFERENCE,
+    ) -> None:
+        self.traces, self.reference = traces, reference
         self.horizons_s = tuple(evaluate.horizons_s)
         self.tile_horizons_s = tuple(evaluate.tile_horizons_s)
         self._of = {
@@ -67,11 +74,11 @@ class Scores:
     def hurt(self, method: str) -> dict[str, Any] | None:
         """Share of users whom the method serves worse than FedAvg; None where FedAvg did not run beside."""
         low, high = metrics.HURT_HORIZONS_S
-        if metrics.REFERENCE not in self._of or not any(low <= h <= high for h in self.horizons_s):
+        if self.reference not in self._of or not any(low <= h <= high for h in self.horizons_s):
             return None
         own, reference = (
             metrics.long_term(np.asarray(self._of[name]["users"]["error_deg"]), self.horizons_s)
-            for name in (method, metrics.REFERENCE)
+            for name in (method, self.reference)
         )
         return metrics.hurt(own, reference)
 

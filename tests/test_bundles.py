@@ -50,13 +50,14 @@ def test_a_weight_counts_for_every_number_behind_a_statistic(bundle: Bundle) -> 
 
 
 def test_statistics_are_spread_to_their_own_numbers() -> None:
-    named = {n: np.zeros((1, *bundles.stat_shape(n, shape)), np.float32) for n, shape in SHAPES.items()}
-    for place, value in enumerate(named.values()):
-        value[...] = 10 * place + np.arange(value.size).reshape(value.shape)
-    stats = BUNDLE.stats({n: jnp.asarray(value) for n, value in named.items()})
-    spread = BUNDLE.leaves(BUNDLE.spread(stats))
+    random, rows_ = np.random.default_rng(2), 7
+    named = {n: random.random((rows_, *bundles.stat_shape(n, shape))) for n, shape in SHAPES.items()}
+    flat = np.concatenate([value.reshape(rows_, 1, -1) for value in named.values()], axis=2)
+    spread = BUNDLE.leaves(BUNDLE.spread(jnp.asarray(flat, jnp.float32)))
     for name, value in spread.items():
-        np.testing.assert_array_equal(value, np.broadcast_to(named[name], value.shape), err_msg=name)
+        np.testing.assert_allclose(value, np.broadcast_to(named[name], value.shape), rtol=1e-6, err_msg=name)
+    one = {n: jnp.asarray(value[:1], jnp.float32) for n, value in named.items()}
+    np.testing.assert_allclose(BUNDLE.stats(one), flat[:1], rtol=1e-6)
 
 
 def test_leaves_are_bundled_where_owners_and_weights_agree() -> None:

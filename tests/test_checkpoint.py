@@ -146,7 +146,7 @@ def test_what_a_kill_left_half_written_is_no_checkpoint(folder: Path) -> None:
 def test_another_models_checkpoint_is_refused(folder: Path) -> None:
     other = state(0)._replace(flag=jnp.zeros(3, bool))
     again = Checkpoints(folder)
-    with pytest.raises(UserError, match="the checkpoint of round 6 is of another model or method"):
+    with pytest.raises(UserError, match="the checkpoint of round 6 is of another model, method or version"):
         again.latest(other)
     again.close()
 

@@ -238,9 +238,16 @@ def test_what_the_user_set_for_jax_stays(tmp_path: Path, monkeypatch: pytest.Mon
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path)
 
 
-@pytest.mark.parametrize("where", ["fedjax_vp.fitting.load_traces", "fedjax_vp.report.figures.render"])
+@pytest.mark.parametrize(
+    ("where", "begun"),
+    [("fedjax_vp.fitting.load_traces", False), ("fedjax_vp.report.figures.render", True)],
+)
 def test_ctrl_c_at_any_time_is_one_line(
-    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    where: str,
+    begun: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Before the first round, and while figures are drawn; between them the engine answers."""
 
@@ -257,10 +264,13 @@ def test_ctrl_c_at_any_time_is_one_line(
             cli.cli.main(["run", str(tmp_path / "c.yaml"), "--out", folder, "--quiet"])
     assert stopped.value.code == 130
     said = capsys.readouterr().err
-    assert said.startswith(f"interrupted: continue with `fedjax-vp run --resume {folder}`")
+    again = ["--resume", folder] if begun else [str(tmp_path / "c.yaml"), "--out", folder]
+    told = f"continue with `fedjax-vp run --resume {folder}`" if begun else "give the same command again"
+    assert said.startswith("interrupted")
+    assert told in said
     assert len(said.splitlines()) == 1
     with pytest.raises(SystemExit) as done:
-        cli.cli.main(["run", "--resume", folder, "--quiet"])
+        cli.cli.main(["run", *again, "--quiet"])
     assert done.value.code == 0
     assert (tmp_path / "run" / "figures" / "users.png").is_file()
     assert "Cost of fedavg by depth" in capsys.readouterr().out

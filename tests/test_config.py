@@ -130,6 +130,8 @@ def test_a_shipped_config_is_compared_for_its_method() -> None:
     assert (named.local.prefix_share, named.local.lr) == (0.0, 0.3)
     assert (named.rounds, named.dataset, named.protocol) == (5, config.dataset, config.protocol)
     assert named.compare == ()
+    asked = load_config(file, **{"local.prefix_share": 0.25}).beside["planted_five_layers"]
+    assert asked.local.prefix_share == 0.25  # an override comes before both files
     assert usual.local.prefix_share == 0.5
     assert usual.levels != named.levels
 
@@ -189,6 +191,7 @@ def test_configs_are_frozen_and_closed() -> None:
             r"nor a shipped config: did you mean planted_five_layers\?",
         ),
         ({"compare": ["fedsgd", "fedsgd"]}, r"compare names a method twice"),
+        ({"compare": ["jin_fedavg"]}, r"compare: jin_fedavg is fedavg under another name: take it out"),
         ({"local": {"lr": "big"}}, r"^local\.lr is 'big' \(mapping\): give a number"),
         ({"rounds": 0}, r"rounds is 0: give at least 1"),
         ({"rounds": 2.5}, r"^rounds is 2\.5 .*give a whole number"),

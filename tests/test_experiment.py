@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -149,16 +150,25 @@ def test_python_users_get_a_result_without_a_folder(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ({"levels.video.by": "vidoe"}, "vidoe"),
+        ({"mixing.per": "vidoe"}, r"mixing\.per: no label 'vidoe'"),
+        ({"levels.video.server": {"kind": "optax", "name": "admw"}}, "no optimizer 'admw'"),
+    ],
+)
 def test_a_mistake_in_the_last_method_is_told_before_the_first_trains(
-    monkeypatch: pytest.MonkeyPatch,
+    mistake: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: Any) -> None:
         raise AssertionError("nothing is trained")
 
     monkeypatch.setattr(simulate, "simulate", refuse)
-    wrong = load_config(SMALL, algorithm="global_video", compare=["fedavg"], **{"levels.video.by": "vidoe"})
-    with pytest.raises(UserError, match=r"^global_video: .*vidoe"):
-        fvp.run(wrong, progress=False)
+    wrong = load_config(SMALL, algorithm="global_video", compare=["fedavg"], **mistake)
+    with pytest.raises(UserError, match=rf"^global_video: .*{told}"):
+        fvp.run(wrong, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_configs_are_checked_against_their_own_data(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,12 +190,21 @@ def test_configs_are_checked_against_their_own_data(monkeypatch: pytest.MonkeyPa
     owner = {"levels.cluster.owns": ["tail/*"]}
     with pytest.raises(UserError, match=r"^d: levels"):
         fitting.check({**configs, "d": load_config(SMALL, algorithm="ifca", **owner)})
+    absent = load_config(SMALL, dataset={"kind": "table", "path": "nowhere.csv"})
+    with pytest.raises(UserError, match=r"^e: .*nowhere"):
+        fitting.check({**configs, "e": absent})
 
 
 def test_nobody_is_hurt_where_fedavg_did_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulate, "simulate", stand_in.simulate)
     result = fvp.run(load_config(SMALL, algorithm="per_video"), progress=False)
     assert result.summary["hurt_share"] is None
+
+
+def test_users_are_hurt_relative_to_fedavg_by_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulate, "simulate", stand_in.simulate)
+    config = load_config(SMALL, algorithm="per_video", compare=["jin_fedavg"])
+    assert fvp.run(config, progress=False).summary["hurt_share"] == 0.0  # the stand-in serves all alike
 
 
 @pytest.mark.parametrize(("share", "noted"), [(0.0, True), (0.125, False)])

@@ -14,7 +14,7 @@ import pytest
 import stand_in
 from click.testing import CliRunner
 
-from fedjax_vp import cli, experiment, report, simulate
+from fedjax_vp import cli, fitting, report, simulate
 from fedjax_vp.config import Config, load_config
 from fedjax_vp.data import splits, synthetic
 from fedjax_vp.data.traces import TraceSet
@@ -47,7 +47,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             told = (point.seed, point.run_dir, resume, lambda facts, i=index: reporter(i, facts))
             finish(index, stand_in.simulate(common.problem, common.rounds, *told))
 
-    monkeypatch.setattr(experiment, "load_traces", load_traces)
+    monkeypatch.setattr(fitting, "load_traces", load_traces)
+    monkeypatch.setattr(fitting, "check_on", lambda *args: None)  # this process has its devices already
     monkeypatch.setattr(simulate, "simulate", stand_in.simulate)
     monkeypatch.setattr(simulate, "simulate_many", simulate_many)
     monkeypatch.setattr(

@@ -424,7 +424,9 @@ def test_compare_command_prepares_devices_for_all_configs(tmp_path: Path, monkey
     monkeypatch.setattr(fitting, "check", lambda configs: None)  # this process has its devices already
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     for devices in (1, 5):
-        (tmp_path / f"on{devices}.yaml").write_text(f"engine: {{devices: {devices}}}\n", "utf-8")
+        (tmp_path / f"on{devices}.yaml").write_text(
+            f"rounds: {devices}\nengine: {{devices: {devices}}}\n", "utf-8"
+        )
     runs = compare_command.collect([str(tmp_path / f"on{n}.yaml") for n in (1, 5)], None, tmp_path / "out")
     assert list(runs) == ["on1", "on5"]
 

@@ -34,7 +34,9 @@ def test_moments_are_those_of_an_analysis_of_variance(auto: pools.Case) -> None:
     found = auto.pool(auto.states, units, auto.hyper)
     session = np.asarray(units["body"].session)
     for leaf, columns in (("body", [slice(None)]), ("head/bias", [0, 1, 2])):
-        residuals = _residuals(auto, found, units[leaf], leaf)
+        residuals, pooled = _residuals(auto, found, units[leaf], leaf)
+        for state, rows in zip(found, pooled, strict=True):
+            np.testing.assert_allclose(state.rows[leaf], rows, atol=2e-5, rtol=2e-5)
         for index, group, h in ((1, pools.VIDEO, 0.5), (2, pools.USER, 1.0)):
             seen = found[index].variance
             name, at = pools.bundle_of(auto, leaf)
@@ -53,8 +55,8 @@ def test_moments_are_those_of_an_analysis_of_variance(auto: pools.Case) -> None:
 
 def _residuals(
     one: pools.Case, found: tuple[levels.LevelState, ...], unit: Unit, leaf: str
-) -> list[np.ndarray]:
-    """Residuals before each level, with the shrinkage that the engine reports."""
+) -> tuple[list[np.ndarray], list[Any]]:
+    """Residuals before each level, and rows after it, with the shrinkage that the engine reports."""
     plain = []
     for index, state in enumerate(one.states):
         sums = [np.zeros(state.mass.shape[0]) for _ in range(2)]
@@ -75,11 +77,12 @@ def _residuals(
                 code=np.asarray(state.members.group[:, 0]),
                 shrinkage=np.asarray(s),
                 progress=float(one.hyper.progress[index]),
+                lr=float(one.hyper.server_lr[index]),
             )
         )
     reported = oracle.Units(unit.delta, unit.weight, np.asarray(unit.session))
-    oracle.pool(plain, leaf, reported)
-    return reported.residual
+    rows = oracle.pool(plain, leaf, reported)
+    return reported.residual, rows
 
 
 def _anova(
@@ -243,7 +246,7 @@ def test_sessions_of_unknown_group_say_nothing_of_its_noise() -> None:
     assert heard.any()
     assert not heard.all()
     for leaf in ("body", "head/bias"):
-        residual = _residuals(case, found, units[leaf], leaf)[2]
+        residual = _residuals(case, found, units[leaf], leaf)[0][2]
         rows = np.asarray(case.states[2].rows[leaf], np.float64)
         places = [p for p in np.ndindex(rows.shape[1:]) if leaf == "body" or p[-1] == 0]
         group, weight = pools.USER[session], np.asarray(units[leaf].weight)

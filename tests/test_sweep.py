@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import fedjax_vp as fvp
-from fedjax_vp import cli, simulate
+from fedjax_vp import cli, fitting, simulate
 from fedjax_vp.batching import static_part
 from fedjax_vp.config import load_config, shipped_configs
 from fedjax_vp.errors import UserError
@@ -147,6 +147,38 @@ def test_compare_tells_of_a_mistake_in_any_config_before_it_runs_one(here: Path)
     assert result.stderr.startswith("error: wrong.yaml: levels")
     assert "running" not in result.output
     assert not Path("both").exists()
+
+
+def test_compare_refuses_what_would_meet_in_the_table_before_it_runs_any(here: Path) -> None:
+    text = Path("small.yaml").read_text()
+    Path("twin.yaml").write_text(text)
+    Path("other").mkdir()
+    Path("other/small.yaml").write_text(text.replace("steps: 1", "steps: 2"))
+    for second, told in (
+        ("twin.yaml", "the same config as small.yaml"),
+        ("other/small.yaml", "the same name"),
+    ):
+        result = invoke("compare", "small.yaml", second, "--out", "both")
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"error: {second}: ")
+        assert told in result.stderr
+        assert not Path("both").exists()
+
+
+def test_compare_reads_finished_runs_though_their_data_are_gone(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert invoke("compare", "small.yaml", "--out", "both").exit_code == 0
+
+    def gone(config: Any) -> None:
+        raise UserError("the data are gone")
+
+    monkeypatch.setattr(fitting, "load_traces", gone)
+    again = invoke("compare", "small.yaml", "--out", "both")
+    assert again.exit_code == 0, again.output
+    more = invoke("compare", "small.yaml", "--seeds", "0,1", "--out", "both")
+    assert more.exit_code == 2
+    assert "small.yaml: fedavg: the data are gone" in more.stderr
 
 
 def test_points_that_share_a_compiled_function(here: Path) -> None:

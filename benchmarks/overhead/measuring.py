@@ -153,7 +153,8 @@ class _Parts:
         task, engine = self.sim.task, Engine(client_block=self.sim.block)
         sim = simulator(task.federation, task.predictor, replace(method, levels=plain), engine)
         args = clients, rounds_of.init(sim, jnp.int32(0)).levels, task.federation.arrays, lr
-        train = jax.jit(products("float32")(rounds_of.trainer(sim)))
+        options = compiling.options(sim.mesh)
+        train = jax.jit(products("float32")(rounds_of.trainer(sim)), compiler_options=options)
         jax.block_until_ready(train(*args))  # compiles
         return max(pass_s - best(train, *args)[0], 0.0)
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fedjax_vp import compiling
 from fedjax_vp.data.splits import Split
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.evaluate import Evaluation, evaluate, make_errors
@@ -151,7 +152,7 @@ def _stage(problem: Problem, method: Method, length: int) -> Stage:
     sim = simulator(problem.federation, problem.predictor, method, replace(problem.engine, chunk=length))
     return Stage(
         sim,
-        jax.jit(rounds_of.make_chunk(sim, length)),
+        jax.jit(rounds_of.make_chunk(sim, length), compiler_options=compiling.options(sim.mesh)),
         rounds_of.hyper(method, length),
         make_place(sim),
         jax.jit(partial(_count, sim)),

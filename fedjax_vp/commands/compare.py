@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from fedjax_vp.config import Config
     from fedjax_vp.report import RunFolder
     from fedjax_vp.sweeps.groups import Case
-
-_FREE = ("seed", "name", "engine", "compare")  # settings that may differ between runs of one method
 
 
 @click.command()
@@ -74,23 +71,31 @@ def execute(targets: Sequence[str], seeds: Sequence[int] | None = None, out: Pat
     return out
 
 
+class _Method(NamedTuple):
+    """A row of the table to be."""
+
+    where: str  # for errors: the target, and which of its methods
+    name: str
+    cases: list[Case] | None  # its runs, one a seed; None for a run folder
+
+
 def collect(targets: Sequence[str], seeds: Sequence[int] | None, out: Path) -> dict[str, list[RunFolder]]:
     """Runs by method: folders read, configs run (or their finished runs under ``out`` reused)."""
     from fedjax_vp import report
+    from fedjax_vp.config import identity
 
-    _prepare(targets)
-    _check(targets, seeds, out)
+    methods = _methods(targets, seeds, out)
+    _check(methods)
     by_config: dict[str, list[RunFolder]] = {}
     label_of: dict[str, str] = {}
-    for target, method in _methods(targets):
-        is_folder, name = Path(target).is_dir(), method or Path(target).stem
-        folders = [Path(target)] if is_folder else _run_all(target, method, seeds, out)
-        for folder in folders:
+    for one in methods:
+        for folder in [Path(one.where)] if one.cases is None else _run_all(one.name, one.cases):
             run = report.read(folder)
-            key = _identity(run.manifest.get("config", run.summary["algorithm"]))
-            label = run.label if is_folder else name
-            if label_of.setdefault(key, label) != label and not is_folder:
-                raise UserError(f"{target}: the same config as {label_of[key]}; give it once")
+            config = run.manifest.get("config")
+            key = run.summary["algorithm"] if config is None else identity(config)
+            label = one.name or run.label
+            if label_of.setdefault(key, label) != label and one.cases is not None:
+                raise UserError(f"{one.where}: the same config as {label_of[key]}; give it once")
             by_config.setdefault(key, []).append(run)
     labels = _distinct({key: label_of[key] for key in by_config}, by_config)
     return {labels[key]: folders for key, folders in by_config.items()}
@@ -106,69 +111,67 @@ def parse_seeds(text: str | None) -> list[int] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     seeds = [int(part) for part in parts if part.isdecimal()]
-    if len(set(seeds)) != len(parts):
-        raise UserError(f"--seeds {text}: give different whole numbers with commas between, such as 0,1,2")
+    if len(set(seeds)) != len(parts) or any(seed >= 2**32 for seed in seeds):
+        raise UserError(
+            f"--seeds {text}: give different whole numbers below 2^32 with commas between, such as 0,1,2"
+        )
     return seeds
 
 
-def _prepare(targets: Sequence[str]) -> None:
-    """Host devices for the most demanding config, before JAX starts with the first of them."""
+def _methods(targets: Sequence[str], seeds: Sequence[int] | None, out: Path) -> list[_Method]:
+    """What the targets stand for; a config given alone for its own method and those it names beside it."""
     from fedjax_vp.config import load_config
+    from fedjax_vp.sweeps.groups import Case
+
+    found: list[_Method] = []
+    for target in targets:
+        if Path(target).is_dir():
+            found.append(_Method(target, "", None))
+            continue
+        whole, own = load_config(target), load_config(target, compare=[])
+        several = {whole.algorithm: own, **whole.beside} if len(targets) == 1 and whole.beside else {}
+        for name, config in (several or {Path(target).stem: own}).items():
+            cases = [
+                Case(config.model_copy(update={"seed": seed}), out / f"{name}-seed{seed}")
+                for seed in (seeds if seeds is not None else [config.seed])
+            ]
+            found.append(_Method(f"{target}: {name}" if several else target, name, cases))
+    return found
+
+
+def _check(methods: Sequence[_Method]) -> None:
+    """Tells of a mistake in any config before the first of them is run, and prepares devices for all."""
+    from fedjax_vp import fitting, results
+    from fedjax_vp.config import identity
     from fedjax_vp.environment import prepare_devices
 
-    configs = [load_config(target, compare=[]) for target in targets if not Path(target).is_dir()]
-    prepare_devices(max((config.engine.devices for config in configs), default=0))
-
-
-def _methods(targets: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Targets, each with None; a config given alone with its own method and those that it names beside it."""
-    from fedjax_vp.config import load_config
-
-    if len(targets) == 1 and not Path(targets[0]).is_dir():
-        config = load_config(targets[0])
-        if config.beside:
-            return [(targets[0], name) for name in (config.algorithm, *config.beside)]
-    return [(target, None) for target in targets]
-
-
-def _config(target: str, method: str | None, **overrides: int) -> Config:
-    """The target's config by itself, or that of a method beside it."""
-    from fedjax_vp.config import load_config
-
-    config = load_config(target, **overrides)
-    return config.beside[method] if method in config.beside else load_config(target, compare=[], **overrides)
-
-
-def _check(targets: Sequence[str], seeds: Sequence[int] | None, out: Path) -> None:
-    """Tells of a mistake in any config that has to be run before the first of them is."""
-    from fedjax_vp import fitting, results
-
+    known: dict[Path | str, str] = {}
+    configs: dict[str, Config] = {}
     todo: dict[str, Config] = {}
-    for target, method in _methods(targets):
-        cases = [] if Path(target).is_dir() else _cases(target, method, seeds, out)
-        if not all(results.is_finished(case.folder) for case in cases):
-            todo[f"{target}: {method}" if method else target] = cases[0].config
+    for one in methods:
+        for case in one.cases or ():
+            if known.setdefault(case.folder, one.where) != one.where:
+                raise UserError(
+                    f"{one.where}: {known[case.folder]} has runs of the same name: rename one of the files"
+                )
+            results.require_same(case.folder, case.config)
+            configs[one.where] = case.config
+            if not results.is_finished(case.folder):
+                todo[one.where] = case.config
+    for where, config in configs.items():
+        other = known.setdefault(identity(config.to_mapping()), where)
+        if other != where:
+            raise UserError(f"{where}: the same config as {other}; give it once")
+    prepare_devices(max((config.engine.devices for config in configs.values()), default=0))
     fitting.check(todo)
 
 
-def _cases(target: str, method: str | None, seeds: Sequence[int] | None, out: Path) -> list[Case]:
-    """A config's runs, one a seed; its own seed by default."""
-    from fedjax_vp.sweeps.groups import Case
-
-    own, name = _config(target, method), method or Path(target).stem
-    return [
-        Case(_config(target, method, seed=seed), out / f"{name}-seed{seed}")
-        for seed in (seeds if seeds is not None else [own.seed])
-    ]
-
-
-def _run_all(target: str, method: str | None, seeds: Sequence[int] | None, out: Path) -> list[Path]:
-    """Runs a config with its seeds, side by side; finished runs stay, interrupted ones continue."""
+def _run_all(name: str, cases: list[Case]) -> list[Path]:
+    """Runs a method's seeds, side by side; finished runs stay, interrupted ones continue."""
     from fedjax_vp import results, simulate
     from fedjax_vp.progress import Tally
     from fedjax_vp.sweeps import groups
 
-    cases, name = _cases(target, method, seeds, out), method or Path(target).stem
     for case in cases:
         click.echo(f"{case.folder}: {'finished before' if results.is_finished(case.folder) else 'running'}")
     try:
@@ -181,13 +184,6 @@ def _run_all(target: str, method: str | None, seeds: Sequence[int] | None, out: 
     for folder, reason in failed.items():
         raise UserError(f"{folder}: {reason}")
     return [case.folder for case in cases]
-
-
-def _identity(config: Any) -> str:
-    """What makes two runs runs of one method."""
-    if isinstance(config, dict):
-        config = {key: value for key, value in config.items() if key not in _FREE}
-    return json.dumps(config, sort_keys=True)
 
 
 def _distinct(labels: dict[str, str], runs: dict[str, list[RunFolder]]) -> dict[str, str]:

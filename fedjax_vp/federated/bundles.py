@@ -43,7 +43,7 @@ class Bundle(NamedTuple):
     @property
     def num_stats(self) -> int:
         """Statistics of the bundle."""
-        return sum(self._units())
+        return sum(self._stats())
 
     def stats(self, found: Params) -> Float[Array, "1 1 stat"]:
         """Statistics by leaf, [1, ...] each, side by side."""
@@ -55,7 +55,7 @@ class Bundle(NamedTuple):
             return jnp.sum(x) * jnp.asarray(self._counts(), jnp.float32)[None, None]
         parts = _parts(jnp.sum(x, axis=(0, 1)), [self._numbers(n) for n in self.shapes])
         found = [
-            jnp.sum(part.reshape(-1, units), axis=0) for part, units in zip(parts, self._units(), strict=True)
+            jnp.sum(part.reshape(-1, count), axis=0) for part, count in zip(parts, self._stats(), strict=True)
         ]
         return _joined(found)[None, None]
 
@@ -65,8 +65,8 @@ class Bundle(NamedTuple):
             return stat
         rows = stat.shape[:2]
         found = []
-        for part, units, n in zip(_parts(stat, self._units()), self._units(), self.shapes, strict=True):
-            shape = (*rows, self._numbers(n) // units, units)
+        for part, count, n in zip(_parts(stat, self._stats()), self._stats(), self.shapes, strict=True):
+            shape = (*rows, self._numbers(n) // count, count)
             found.append(jnp.broadcast_to(part[:, :, None], shape).reshape(*rows, -1))
         return _joined(found)
 
@@ -74,14 +74,14 @@ class Bundle(NamedTuple):
         """Numbers of a leaf in one block."""
         return math.prod(self.shapes[leaf]) // self.blocks
 
-    def _units(self) -> list[int]:
+    def _stats(self) -> list[int]:
         """Statistics of each leaf."""
         return [math.prod(stat_shape(n, shape)) for n, shape in self.shapes.items()]
 
     def _counts(self) -> list[int]:
         """Numbers of a block behind each statistic."""
-        pairs = zip(self.shapes, self._units(), strict=True)
-        return [self._numbers(n) // units for n, units in pairs for _ in range(units)]
+        pairs = zip(self.shapes, self._stats(), strict=True)
+        return [self._numbers(n) // count for n, count in pairs for _ in range(count)]
 
 
 def stat_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from fedjax_vp import compiling
 from fedjax_vp.federated import assignment, hierarchy, participation
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated import round as rounds_of
@@ -161,7 +162,8 @@ def choice_s(sim: Simulator) -> float:
     size = participation.cohort_size(sim.method.participation, sim.federation.num_clients)
     state = rounds_of.init(sim, jnp.int32(0))
     args = state.levels, sim.federation.arrays, first_clients(sim, state.seed, size), state.round
-    choose = jax.jit(lambda *args: assignment.assign(sim, *args))
+    options = compiling.options(sim.mesh)
+    choose = jax.jit(lambda *args: assignment.assign(sim, *args), compiler_options=options)
     jax.block_until_ready(choose(*args))
     spent: list[float] = []
     while len(spent) < _MOST_REPEATS and sum(spent) < _REPEAT_S:

@@ -58,7 +58,9 @@ def init(layout: Layout, groupings: list[Grouping], params: Params) -> tuple[Lev
             LevelState(
                 rows=rows,
                 optimizer=jax.vmap(transformation(level.server).init)(rows),  # over groups
-                variance=shrinkage.init({n: b for n, b in bundles.items() if index in b.owners}),
+                variance=shrinkage.init(
+                    {n: b for n, b in bundles.items() if index in b.owners and level.shrinkage == "auto"}
+                ),
                 mass=jnp.zeros(group.num_groups),
                 block_mass={
                     n: jnp.zeros((group.num_groups, *block_shape(n, params[n].shape)))

@@ -17,9 +17,9 @@ sums:
     SS     <- SS - 2 <k_j, R_j> + sum_h W_j[h] k_j[h]^2      (of sum_i w_i r_i^2)                  (6)
 
 C is the level's weights where one group covers all, a gather where groups nest, and a table only where they
-cross. Leaves that are pooled alike are pooled as one (`bundles`). (6) is
-exact for hard memberships, and a bound from above for soft ones. Where some participants' group is unknown
-(patchy levels) R, C and SS are kept once more for the others alone, who are all that variances may rest on.
+cross. (6) is exact for hard memberships, and a bound from above for soft ones. Where some participants' group
+is unknown (patchy levels) R, C and SS are kept once more for the others alone, who are all that variances may
+rest on. Leaves that are pooled alike are pooled as one (`bundles`).
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ def pool(
         population: weight of all clients, participants or not.
         hyper: learning rates, shrinkage and progress of each level.
         clock: index of this round, and number of rounds of the run.
+
+    Returns:
+        The levels after the round.
     """
     bundles = bundled(layout, {n: x.shape[1:] for state in states for n, x in state.rows.items()})
     work = _Pooling(layout, bundles, states, hyper, clock)
@@ -93,10 +96,9 @@ def pool(
     new_states = []
     for index, (level, state, sums) in enumerate(zip(layout.levels, states, totals.levels, strict=True)):
         rows = {name: bundle.flat(state.rows) for name, bundle in work.of(index).items()}
-        denominator = {"group": sums.weight, "participants": totals.weight}.get(level.denominator)
-        mean = {
-            n: _divide(full.update[index][n], denominator[n] if denominator else population) for n in rows
-        }
+        everyone = {"participants": totals.weight, "population": dict.fromkeys(rows, population)}
+        below = {"group": sums.weight, **everyone}[level.denominator]
+        mean = {n: _divide(full.update[index][n], below[n]) for n in rows}
         decay = {n: hyper.progress[index] * row for n, row in rows.items()}  # h delta
         variance, shrink = _shrink(work, index, known.get(index, full), mean, decay)
         step = {n: shrink[n] * (mean[n] + decay[n]) - decay[n] for n in mean}

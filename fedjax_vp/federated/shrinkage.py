@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -58,16 +57,15 @@ def observe(bundle: Bundle, moments: Moments) -> tuple[Array, Array, Array]:
     active = moments.weight > 0
     weight = jnp.where(active, moments.weight, 1.0)
     per_client = jnp.where(active, moments.square_weight / weight**2, 0.0)  # 1 / n_g
-    squares = jnp.stack([moments.weight * moments.mean**2, jnp.where(active, moments.z**2, 0.0)])
-    between, spread = jax.vmap(bundle.total)(squares)  # over the two sums
-    within = moments.residual - between
+    within = moments.residual - bundle.total(moments.weight * moments.mean**2)
     freedom = bundle.total(jnp.where(active, moments.weight - moments.square_weight / weight, 0.0))
     enough = freedom > 1e-3 * bundle.total(moments.weight)
     sigma2 = jnp.where(enough, jnp.maximum(within, 0.0) / jnp.where(enough, freedom, 1.0), moments.halves)
     count = bundle.total(active.astype(jnp.float32))
     size = jnp.maximum(count / jnp.maximum(jnp.sum(active, axis=0).max(), 1), 1.0)
     degrees = jnp.maximum(count - (size if moments.centered else 0.0), size)
-    return spread / degrees, sigma2 * bundle.total(per_client) / jnp.maximum(count, 1.0), sigma2
+    signal = bundle.total(jnp.where(active, moments.z**2, 0.0)) / degrees
+    return signal, sigma2 * bundle.total(per_client) / jnp.maximum(count, 1.0), sigma2
 
 
 def average(old: Variance, seen: dict[str, tuple[Array, Array, Array]]) -> Variance:

@@ -35,7 +35,7 @@ class Unit(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Weighted sums of one level over the participants."""
+    """Weighted sums of one level over the participants; by leaf, and in pooling by bundle (`by_bundle`)."""
 
     update: Params  # R_l: [group, ...]
     weight: Params  # W_l: [group, block] by `table_of`
@@ -44,7 +44,7 @@ class Sums(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Everything a round adds up over its participants."""
+    """Everything a round adds up over its participants; by leaf, and in pooling by bundle (`by_bundle`)."""
 
     levels: tuple[Sums, ...]
     square: Params  # SS per leaf, [1, ...]
@@ -112,7 +112,7 @@ def _of_known(units: dict[str, Unit], members: Membership) -> dict[str, Unit]:
 
 def by_bundle(layout: Layout, totals: Totals, bundles: dict[str, Bundle]) -> Totals:
     """The same by bundle: updates [group, block, number], weights [group, block, 1], squares [1, 1, stat]."""
-    table = {name: table_of(layout, next(iter(bundle.shapes))) for name, bundle in bundles.items()}
+    table = {name: table_of(layout, name) for name in bundles}  # a bundle has the name of a leaf
 
     def level(index: int, one: Sums) -> Sums:
         mine = {name: bundle for name, bundle in bundles.items() if index in bundle.owners}
