@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from test_simulate import METHOD, ROUNDS, problem, same
 
-from fedjax_vp import batching
+from fedjax_vp import batching, compiling
 from fedjax_vp.batching import Chunk, layout, static_part
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated.round import hyper
@@ -184,3 +185,12 @@ def test_what_shares_a_compiled_function() -> None:
     # Every traced number is blanked: nothing else tells the points apart.
     for tree in (hyper(static_part(METHOD), 1), hyper(static_part(POINTS[1].method), 1)):
         assert all(float(x) == 1.0 for leaf in jax.tree.leaves(tree) for x in np.ravel(leaf))
+
+
+def test_what_the_user_asks_of_the_compiler_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = Mesh(np.array(jax.devices("cpu")[:1]), ("clients",))
+    level = "xla_backend_optimization_level"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    assert compiling.options(mesh) == {level: 1}
+    monkeypatch.setenv("XLA_FLAGS", f"--{level}=3")
+    assert compiling.options(mesh) == {}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_vp.federated import pooling, sums
+from fedjax_vp.federated import bundles, pooling, sums
 from fedjax_vp.federated.server import Adaptive, Average, Optax
 from fedjax_vp.federated.settings import Level
 
@@ -50,6 +50,22 @@ def test_pooling_is_the_loop_over_clients(
 ) -> None:
     one, units = cases[name], pools.reports(3, away)
     pools.assert_rows(one.pool(one.states, units, one.hyper), pools.by_hand(one, units))
+
+
+@pytest.mark.parametrize("shrinkage", [0.4, "auto"])
+def test_leaves_apart_are_pooled_as_they_are_together(
+    shrinkage: float | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = (Level("global"), Level("video", by="video", shrinkage=shrinkage), Level("user", by="user"))
+    units, found = pools.reports(2), []
+    for most in (bundles.COPIED, 0):
+        monkeypatch.setattr(bundles, "COPIED", most)
+        one = pools.case(levels)
+        found.append(one.pool(one.states, units, one.hyper))
+    assert len(bundles.bundled(one.layout, pools.SHAPES)) == len(pools.SHAPES)
+    for together, apart in zip(*found, strict=True):
+        for leaf, rows in together.rows.items():
+            np.testing.assert_allclose(apart.rows[leaf], rows, atol=1e-6, rtol=1e-6)
 
 
 def test_the_hierarchies_cover_every_relation(cases: dict[str, pools.Case]) -> None:

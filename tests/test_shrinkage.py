@@ -48,7 +48,7 @@ def test_moments_are_those_of_an_analysis_of_variance(auto: pools.Case) -> None:
                     if column == slice(None) or p[-1] == column
                 ]
                 wanted = np.mean(parts, axis=0)
-                got = [np.asarray(x[name])[0, 0, at][out] for x in (seen.signal, seen.noise, seen.sigma2)]
+                got = [np.asarray(x[name])[0, at][out] for x in (seen.signal, seen.noise, seen.sigma2)]
                 np.testing.assert_allclose(np.array(got) / (1 - shrinkage.DECAY), wanted, rtol=2e-4)
     assert float(found[1].variance.weight) == pytest.approx(1 - shrinkage.DECAY)
 
@@ -68,7 +68,7 @@ def _residuals(
         s = np.ones((1,) * unit.delta.ndim)
         if index:
             name, at = pools.bundle_of(one, leaf)
-            mass, square = (jnp.asarray(x[:, None, None], jnp.float32) for x in sums)
+            mass, square = (jnp.asarray(x[:, None], jnp.float32) for x in sums)
             s = shrinkage.factor(found[index].variance, name, mass, square)[..., at]
             s = s.reshape(-1, *bundles.stat_shape(leaf, unit.delta.shape[1:]))
         plain.append(
@@ -252,14 +252,14 @@ def test_sessions_of_unknown_group_say_nothing_of_its_noise() -> None:
         group, weight = pools.USER[session], np.asarray(units[leaf].weight)
         parts = [_anova(residual[heard], weight[heard], rows, group[heard], 1.0, p) for p in places]
         name, at = pools.bundle_of(case, leaf)
-        sigma2 = np.asarray(found[2].variance.sigma2[name])[0, 0, at][0] / (1 - shrinkage.DECAY)
+        sigma2 = np.asarray(found[2].variance.sigma2[name])[0, at][0] / (1 - shrinkage.DECAY)
         np.testing.assert_allclose(sigma2, np.mean(parts, axis=0)[2], rtol=2e-4)
 
 
 def test_shrinkage_is_a_share_and_grows_with_a_group(auto: pools.Case) -> None:
     found = auto.pool(auto.states, pools.reports(5), auto.hyper)
-    weight = jnp.asarray([1.0, 4.0, 16.0, 0.0])[:, None, None]
-    s = np.asarray(shrinkage.factor(found[2].variance, "body", weight, weight))[:3, 0, 0]
+    weight = jnp.asarray([1.0, 4.0, 16.0, 0.0])[:, None]
+    s = np.asarray(shrinkage.factor(found[2].variance, "body", weight, weight))[:3, 0]
     assert (s >= 0).all()
     assert (s <= 1).all()
     assert (np.diff(s) >= 0).all()

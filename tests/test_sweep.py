@@ -156,6 +156,7 @@ def test_compare_refuses_what_would_meet_in_the_table_before_it_runs_any(here: P
     Path("other/small.yaml").write_text(text.replace("steps: 1", "steps: 2"))
     for second, told in (
         ("twin.yaml", "the same config as small.yaml"),
+        ("small.yaml", "the same config as small.yaml"),
         ("other/small.yaml", "the same name"),
     ):
         result = invoke("compare", "small.yaml", second, "--out", "both")

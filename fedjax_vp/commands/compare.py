@@ -145,24 +145,20 @@ def _check(methods: Sequence[_Method]) -> None:
     from fedjax_vp.config import identity
     from fedjax_vp.environment import prepare_devices
 
-    known: dict[Path | str, str] = {}
-    configs: dict[str, Config] = {}
+    known: dict[Path | str, _Method] = {}
     todo: dict[str, Config] = {}
-    for one in methods:
-        for case in one.cases or ():
-            if known.setdefault(case.folder, one.where) != one.where:
-                raise UserError(
-                    f"{one.where}: {known[case.folder]} has runs of the same name: rename one of the files"
-                )
-            results.require_same(case.folder, case.config)
-            configs[one.where] = case.config
-            if not results.is_finished(case.folder):
-                todo[one.where] = case.config
-    for where, config in configs.items():
-        other = known.setdefault(identity(config.to_mapping()), where)
-        if other != where:
-            raise UserError(f"{where}: the same config as {other}; give it once")
-    prepare_devices(max((config.engine.devices for config in configs.values()), default=0))
+    cases = [(one, case) for one in methods for case in one.cases or ()]
+    for one, case in cases:
+        other = known.setdefault(identity(case.config.to_mapping()), one)
+        if other is not one:
+            raise UserError(f"{one.where}: the same config as {other.where}; give it once")
+        other = known.setdefault(case.folder, one)
+        if other is not one:
+            raise UserError(f"{one.where}: {other.where} has runs of the same name: rename one of the files")
+        results.require_same(case.folder, case.config)
+        if not results.is_finished(case.folder):
+            todo[one.where] = case.config
+    prepare_devices(max((case.config.engine.devices for _, case in cases), default=0))
     fitting.check(todo)
 
 

@@ -1,9 +1,10 @@
 """Bundles: leaves that the same levels own and that weigh the same, pooled as one array.
 
 What pooling does to one of them it does to all, so that it is traced and compiled once for a bundle instead
-of once for a leaf. A bundle's rows lie flat, [row, block, number]; a leaf that clients train by blocks is a
-bundle by itself, all others have one block. Variances are those of a tensor, of the last layer those of an
-output unit: a bundle has several statistics, [row, block, stat], one after the other by leaf.
+of once for a leaf. The rows of several leaves lie side by side, [row, number]; a leaf by itself keeps its
+shape, [row, ...], for what is large is not copied, and a leaf that clients train by blocks has weights of its
+own. Variances are those of a tensor, of the last layer those of an output unit: the statistics of several
+leaves lie side by side, too, [row, stat], those of one are 1 on the axes that they pool.
 """
 
 from __future__ import annotations
@@ -14,74 +15,78 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from fedjax_vp.federated.hierarchy import BLOCK_AXES, Layout, block_shape
 from fedjax_vp.models.base import Params
+
+COPIED = 2**22  # numbers of a level that are laid side by side; more stay where they are, leaf by leaf
 
 
 class Bundle(NamedTuple):
     """Static facts of a bundle."""
 
     shapes: Mapping[str, tuple[int, ...]]  # of its leaves
-    blocks: int
     owners: tuple[int, ...]  # levels, coarse to fine
 
-    def flat(self, rows: Params) -> Float[Array, "row block number"]:
-        """Rows of the leaves, [row, ...] each, side by side."""
-        return _joined([rows[n].reshape(-1, self.blocks, self._numbers(n)) for n in self.shapes])
-
-    def leaves(self, flat: Float[Array, "row block number"]) -> Params:
-        """Inverse of `flat`."""
-        parts = _parts(flat, [self._numbers(n) for n in self.shapes])
-        return {n: part.reshape(-1, *self.shapes[n]) for n, part in zip(self.shapes, parts, strict=True)}
-
-    def by_leaf(self, weight: Float[Array, "row block 1"]) -> Params:
-        """A weight of blocks for each leaf, broadcastable to its rows."""
-        return {n: weight.reshape(-1, *block_shape(n, shape)) for n, shape in self.shapes.items()}
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Of a row's weights: 1 where they are the same."""
+        return next(block_shape(*one) for one in self.shapes.items()) if len(self.shapes) == 1 else (1,)
 
     @property
-    def num_stats(self) -> int:
-        """Statistics of the bundle."""
-        return sum(self._stats())
+    def stat_shape(self) -> tuple[int, ...]:
+        """Of a row's statistics."""
+        if len(self.shapes) == 1:
+            return next(stat_shape(*one) for one in self.shapes.items())
+        return (sum(self._stats()),)
 
-    def stats(self, found: Params) -> Float[Array, "1 1 stat"]:
-        """Statistics by leaf, [1, ...] each, side by side."""
-        return _joined([found[n].reshape(1, 1, -1) for n in self.shapes])
+    def joined(self, leaves: Params) -> Array:
+        """Rows of the leaves, [row, ...] each, or their statistics, as one array."""
+        parts = [leaves[n] for n in self.shapes]
+        return parts[0] if len(parts) == 1 else _joined([x.reshape(x.shape[0], -1) for x in parts])
 
-    def total(self, x: Float[Array, "row block number"]) -> Float[Array, "1 1 stat"]:
-        """Sums over rows, blocks and a statistic's numbers; a weight common to all numbers is counted."""
-        if x.shape[2] == 1:
-            return jnp.sum(x) * jnp.asarray(self._counts(), jnp.float32)[None, None]
-        parts = _parts(jnp.sum(x, axis=(0, 1)), [self._numbers(n) for n in self.shapes])
-        found = [
-            jnp.sum(part.reshape(-1, count), axis=0) for part, count in zip(parts, self._stats(), strict=True)
-        ]
-        return _joined(found)[None, None]
+    def leaves(self, rows: Array) -> Params:
+        """Rows by leaf: inverse of `joined`."""
+        if len(self.shapes) == 1:
+            return dict.fromkeys(self.shapes, rows)
+        parts = _parts(rows, [math.prod(shape) for shape in self.shapes.values()])
+        return {n: part.reshape(-1, *self.shapes[n]) for n, part in zip(self.shapes, parts, strict=True)}
 
-    def spread(self, stat: Float[Array, "row block stat"]) -> Float[Array, "row block #number"]:
-        """Statistics beside the numbers that they belong to."""
-        if stat.shape[2] == 1:
+    def by_leaf(self, weight: Array) -> Params:
+        """A weight, [row, ...], for each leaf, broadcastable to its rows."""
+        return {n: weight.reshape(-1, *block_shape(n, shape)) for n, shape in self.shapes.items()}
+
+    def total(self, x: Array) -> Array:
+        """Sums of rows over groups and the numbers of a statistic: [1, ...], broadcastable to statistics.
+
+        Of weights too, each of which counts for every number that has it.
+        """
+        if len(self.shapes) == 1:
+            shape = next(iter(self.shapes.values()))
+            axes = [axis for axis, size in enumerate(self.stat_shape) if size == 1]
+            repeated = math.prod(shape[axis] for axis in axes if x.shape[1 + axis] == 1)
+            return repeated * jnp.sum(x, axis=(0, *(1 + axis for axis in axes)), keepdims=True)
+        sizes, stats = [math.prod(shape) for shape in self.shapes.values()], self._stats()
+        if x.shape[1] == 1:
+            counts = [size // count for size, count in zip(sizes, stats, strict=True) for _ in range(count)]
+            return jnp.sum(x) * jnp.asarray(counts, jnp.float32)[None]
+        parts = zip(_parts(jnp.sum(x, axis=0), sizes), stats, strict=True)
+        return _joined([jnp.sum(part.reshape(-1, count), axis=0) for part, count in parts])[None]
+
+    def spread(self, stat: Array) -> Array:
+        """Statistics, [row, ...], beside the numbers that they belong to."""
+        if len(self.shapes) == 1:
             return stat
-        rows = stat.shape[:2]
         found = []
-        for part, count, n in zip(_parts(stat, self._stats()), self._stats(), self.shapes, strict=True):
-            shape = (*rows, self._numbers(n) // count, count)
-            found.append(jnp.broadcast_to(part[:, :, None], shape).reshape(*rows, -1))
+        for part, (n, shape) in zip(_parts(stat, self._stats()), self.shapes.items(), strict=True):
+            rows = part.reshape(-1, *stat_shape(n, shape))
+            found.append(jnp.broadcast_to(rows, (rows.shape[0], *shape)).reshape(rows.shape[0], -1))
         return _joined(found)
-
-    def _numbers(self, leaf: str) -> int:
-        """Numbers of a leaf in one block."""
-        return math.prod(self.shapes[leaf]) // self.blocks
 
     def _stats(self) -> list[int]:
         """Statistics of each leaf."""
         return [math.prod(stat_shape(n, shape)) for n, shape in self.shapes.items()]
-
-    def _counts(self) -> list[int]:
-        """Numbers of a block behind each statistic."""
-        pairs = zip(self.shapes, self._stats(), strict=True)
-        return [self._numbers(n) // count for n, count in pairs for _ in range(count)]
 
 
 def stat_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -103,14 +108,13 @@ def bundled(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     for leaf in sorted(shapes):
         owners = tuple(index for index, owned in enumerate(layout.owned) if leaf in owned)
         alike.setdefault((table_of(layout, leaf), owners), []).append(leaf)
-    return {
-        leaves[0]: Bundle(
-            {n: tuple(shapes[n]) for n in leaves},
-            math.prod(block_shape(leaves[0], tuple(shapes[leaves[0]]))),
-            owners,
-        )
-        for (_, owners), leaves in alike.items()
-    }
+    found = {}
+    for (_, owners), leaves in alike.items():
+        rows = max((layout.num_groups[index] for index in owners), default=0)
+        few = rows * sum(math.prod(shapes[n]) for n in leaves) <= COPIED
+        for part in [leaves] if few else [[n] for n in leaves]:
+            found[part[0]] = Bundle({n: tuple(shapes[n]) for n in part}, owners)
+    return found
 
 
 def _joined(parts: list[Array]) -> Array:

@@ -95,7 +95,7 @@ def pool(
     full, known = _rest(totals), {index: _rest(some) for index, some in totals.known.items()}
     new_states = []
     for index, (level, state, sums) in enumerate(zip(layout.levels, states, totals.levels, strict=True)):
-        rows = {name: bundle.flat(state.rows) for name, bundle in work.of(index).items()}
+        rows = {name: bundle.joined(state.rows) for name, bundle in work.of(index).items()}
         everyone = {"participants": totals.weight, "population": dict.fromkeys(rows, population)}
         below = {"group": sums.weight, **everyone}[level.denominator]
         mean = {n: _divide(full.update[index][n], below[n]) for n in rows}
@@ -143,7 +143,7 @@ def _shrink(
     """
     totals, sums, old = rest.totals, rest.totals.levels[index], work.states[index].variance
     if work.layout.levels[index].shrinkage != "auto":
-        return old, dict.fromkeys(mean, work.hyper.shrinkage[index])
+        return old, {n: work.hyper.shrinkage[index].reshape((1,) * m.ndim) for n, m in mean.items()}
     seen = {}
     for n, bundle in work.of(index).items():
         moments = shrinkage.Moments(
@@ -173,7 +173,8 @@ def _move(work: _Pooling, index: int, weight: Params, step: Params) -> LevelStat
     direction = cast(Params, found)
     lr = work.hyper.server_lr[index] * server.factor(settings.schedule, *work.clock)
     rows = {n: jnp.where(weights[n] > 0, row + lr * direction[n], row) for n, row in state.rows.items()}
-    heaviest = jnp.max(jnp.stack([jnp.max(w, axis=(1, 2)) for w in weight.values()]), axis=0)
+    heaviest = [jnp.max(w.reshape(w.shape[0], -1), axis=1) for w in weight.values()]
+    heaviest = jnp.max(jnp.stack(heaviest), axis=0)
 
     def keep(path: tuple, new: Array, old: Array) -> Array:
         names = [p.key for p in path if isinstance(p, jax.tree_util.DictKey)]
@@ -204,7 +205,9 @@ def _shared(work: _Pooling, totals: Totals, pair: tuple[int, int], name: str, to
         return weight * took[:1]
     if relation == "nested":
         return weight * took[parent_of(work.states[fine], work.states[coarse])]
-    return jnp.einsum("ghb,hbr->gbr", totals.levels[fine].pair[coarse][name], took)
+    table = totals.levels[fine].pair[coarse][name]  # [group, coarse group, block]
+    flat = jnp.einsum("ghb,hbr->gbr", table, took.reshape(took.shape[0], table.shape[2], -1))
+    return flat.reshape(weight.shape[0], *took.shape[1:])
 
 
 def parent_of(fine: LevelState, coarse: LevelState) -> Array:

@@ -26,7 +26,7 @@ DECAY = 0.95  # of the running averages over rounds
 
 
 class Variance(NamedTuple):
-    """Running averages, per bundle: [1, 1, stat]."""
+    """Running averages, per bundle: its statistics, [1, ...]."""
 
     signal: Params  # mean over groups of z^2
     noise: Params  # mean over groups of sigma^2 / n
@@ -35,25 +35,25 @@ class Variance(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What one round says about a bundle of a level."""
+    """What one round says about a bundle of a level; all [group or 1, ...], broadcastable to its rows."""
 
-    z: Float[Array, "group block number"]  # m + h delta
-    mean: Float[Array, "group block number"]  # m
-    weight: Float[Array, "group block 1"]  # sum of w over a group's participants
-    square_weight: Float[Array, "group block 1"]  # sum of w^2
-    residual: Float[Array, "1 1 stat"]  # weighted residual sum of squares before this level
-    halves: Float[Array, "1 1 stat"]  # weighted mean of the squared half differences: a client's own variance
+    z: Array  # m + h delta
+    mean: Array  # m
+    weight: Array  # sum of w over a group's participants
+    square_weight: Array  # sum of w^2
+    residual: Array  # weighted residual sum of squares before this level
+    halves: Array  # weighted mean of the squared half differences: a client's own variance
     centered: bool  # a coarser level owns the bundle and has taken the mean out
 
 
 def init(bundles: dict[str, Bundle]) -> Variance:
     """Empty averages for the bundles of a level."""
-    zero = {n: jnp.zeros((1, 1, bundle.num_stats)) for n, bundle in bundles.items()}
+    zero = {n: jnp.zeros((1, *bundle.stat_shape)) for n, bundle in bundles.items()}
     return Variance(zero, dict(zero), dict(zero), jnp.zeros(()))
 
 
 def observe(bundle: Bundle, moments: Moments) -> tuple[Array, Array, Array]:
-    """Signal, noise and sigma^2 of one round, each [1, 1, stat]."""
+    """Signal, noise and sigma^2 of one round, each [1, ...] as in `Variance`."""
     active = moments.weight > 0
     weight = jnp.where(active, moments.weight, 1.0)
     per_client = jnp.where(active, moments.square_weight / weight**2, 0.0)  # 1 / n_g
@@ -82,9 +82,9 @@ def average(old: Variance, seen: dict[str, tuple[Array, Array, Array]]) -> Varia
 def factor(
     variance: Variance,
     name: str,
-    weight: Float[Array, "group block 1"],
-    square_weight: Float[Array, "group block 1"],
-) -> Float[Array, "group block stat"]:
+    weight: Array,
+    square_weight: Array,
+) -> Array:
     """s_g of (2) for a bundle; 1 where there is neither signal nor noise."""
     correction = jnp.maximum(variance.weight, 1e-12)
     tau2 = jnp.maximum(variance.signal[name] - variance.noise[name], 0.0) / correction

@@ -111,15 +111,18 @@ def _of_known(units: dict[str, Unit], members: Membership) -> dict[str, Unit]:
 
 
 def by_bundle(layout: Layout, totals: Totals, bundles: dict[str, Bundle]) -> Totals:
-    """The same by bundle: updates [group, block, number], weights [group, block, 1], squares [1, 1, stat]."""
+    """The same by bundle: updates like rows, weights [group or 1, *weight_shape], squares like statistics."""
     table = {name: table_of(layout, name) for name in bundles}  # a bundle has the name of a leaf
+
+    def weights(tables: Params, some: dict[str, Bundle]) -> Params:
+        return {name: tables[table[name]].reshape(-1, *one.weight_shape) for name, one in some.items()}
 
     def level(index: int, one: Sums) -> Sums:
         mine = {name: bundle for name, bundle in bundles.items() if index in bundle.owners}
         return Sums(
-            update={name: bundle.flat(one.update) for name, bundle in mine.items()},
-            weight={name: one.weight[table[name]][..., None] for name in mine},
-            square_weight={name: one.square_weight[table[name]][..., None] for name in mine},
+            update={name: bundle.joined(one.update) for name, bundle in mine.items()},
+            weight=weights(one.weight, mine),
+            square_weight=weights(one.square_weight, mine),
             pair={
                 coarse: {name: of[table[name]] for name in mine if table[name] in of}
                 for coarse, of in one.pair.items()
@@ -128,9 +131,9 @@ def by_bundle(layout: Layout, totals: Totals, bundles: dict[str, Bundle]) -> Tot
 
     return Totals(
         levels=tuple(level(index, one) for index, one in enumerate(totals.levels)),
-        square={name: bundle.stats(totals.square) for name, bundle in bundles.items()},
-        halves={name: bundle.stats(totals.halves) for name, bundle in bundles.items()},
-        weight={name: totals.weight[table[name]][..., None] for name in bundles},
+        square={name: bundle.joined(totals.square) for name, bundle in bundles.items()},
+        halves={name: bundle.joined(totals.halves) for name, bundle in bundles.items()},
+        weight=weights(totals.weight, bundles),
         known={index: by_bundle(layout, some, bundles) for index, some in totals.known.items()},
     )
 
