@@ -112,9 +112,7 @@ def test_a_round_is_the_engines_pooling_over_participants() -> None:
     units = {"w": sums.Unit(delta, jnp.zeros((0, 3)), jnp.ones((6, 1)), jnp.arange(6))}
     totals = sums.add(sums.zeros(layout, {"w": jnp.zeros(3)}), states, layout, units)
     hyper = pooling.Hyper(*(jnp.array([one]) for one in (1.0, 1.0, 1.0)))
-    (new,) = pooling.pool(
-        layout, states, totals, {"w": jnp.full((1, 1), 6.0)}, hyper, (jnp.int32(0), jnp.int32(1))
-    )
+    (new,) = pooling.pool(layout, states, totals, jnp.float32(6.0), hyper, (jnp.int32(0), jnp.int32(1)))
     np.testing.assert_allclose(new.rows["w"].T, theta[:, 0] - lr * gradient[:, 0], atol=1e-5)
 
 

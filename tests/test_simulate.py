@@ -163,7 +163,7 @@ def test_a_resumed_run_of_another_method_is_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(Interrupted):
         simulate(problem(small, chunk=1, every=100), 3, 0, tmp_path, reporter=stop)
     more = replace(small, levels=(Level("global"), Level("user", by="user")))
-    with pytest.raises(UserError, match="is of another model or method"):
+    with pytest.raises(UserError, match="is of another model, method or version"):
         simulate(problem(more, chunk=1, every=100), 3, 0, tmp_path, resume=True)
 
 

@@ -44,7 +44,7 @@ class Bundle(NamedTuple):
     def joined(self, leaves: Params) -> Array:
         """Rows of the leaves, [row, ...] each, or their statistics, as one array."""
         parts = [leaves[n] for n in self.shapes]
-        return parts[0] if len(parts) == 1 else _joined([x.reshape(x.shape[0], -1) for x in parts])
+        return parts[0] if len(parts) == 1 else jnp.concatenate([x.reshape(x.shape[0], -1) for x in parts], 1)
 
     def leaves(self, rows: Array) -> Params:
         """Rows by leaf: inverse of `joined`."""
@@ -72,7 +72,7 @@ class Bundle(NamedTuple):
             counts = [size // count for size, count in zip(sizes, stats, strict=True) for _ in range(count)]
             return jnp.sum(x) * jnp.asarray(counts, jnp.float32)[None]
         parts = zip(_parts(jnp.sum(x, axis=0), sizes), stats, strict=True)
-        return _joined([jnp.sum(part.reshape(-1, count), axis=0) for part, count in parts])[None]
+        return jnp.concatenate([jnp.sum(part.reshape(-1, count), axis=0) for part, count in parts])[None]
 
     def spread(self, stat: Array) -> Array:
         """Statistics, [row, ...], beside the numbers that they belong to."""
@@ -82,7 +82,7 @@ class Bundle(NamedTuple):
         for part, (n, shape) in zip(_parts(stat, self._stats()), self.shapes.items(), strict=True):
             rows = part.reshape(-1, *stat_shape(n, shape))
             found.append(jnp.broadcast_to(rows, (rows.shape[0], *shape)).reshape(rows.shape[0], -1))
-        return _joined(found)
+        return jnp.concatenate(found, axis=1)
 
     def _stats(self) -> list[int]:
         """Statistics of each leaf."""
@@ -117,12 +117,6 @@ def bundled(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     return found
 
 
-def _joined(parts: list[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-
-
 def _parts(x: Array, sizes: list[int]) -> list[Array]:
     """Pieces of the last axis."""
-    if len(sizes) == 1:
-        return [x]
     return [x[..., a:b] for a, b in itertools.pairwise([0, *itertools.accumulate(sizes)])]
