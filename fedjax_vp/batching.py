@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class Chunk:
     def __init__(self, sim: Simulator, engine: Engine, points: int) -> None:
         self.sim, self.engine = sim, engine
         self.compile_s = 0.0
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: compiling.Compiled | None = None
         self._stacked: list[NamedSharding] = []  # by leading axis point, and whole
         devices = sim.mesh.size
         on_cpu = sim.mesh.devices.flat[0].platform == "cpu"
@@ -98,29 +98,29 @@ class Chunk:
         begun = time.perf_counter()
         arrays, length = self.sim.federation.arrays, self.engine.chunk
         state = rounds_of.init(self.sim, jnp.int32(0)) if state is None else state
-        numbers, options = rounds_of.hyper(self.sim.method, 1), compiling.options(self.sim.mesh)
+        numbers, mesh = rounds_of.hyper(self.sim.method, 1), self.sim.mesh
         if self.width == 1:
-            whole = NamedSharding(self.sim.mesh, PartitionSpec())
-            one = rounds_of.make_chunk(self.sim, length)
-            shardings: dict[str, Any] = {"in_shardings": whole, "out_shardings": whole}
-            chunk = jax.jit(one, donate_argnums=0, compiler_options=options, **shardings)
-            state, arrays, numbers = jax.eval_shape(lambda *x: x, state, arrays, numbers)
+            chunk, own = rounds_of.make_chunk(self.sim, length), NamedSharding(mesh, PartitionSpec())
+            whole = own
         else:
             sim = _spread(self.sim, self.engine, self._rows)
             own, whole = (NamedSharding(sim.mesh, PartitionSpec(*axes)) for axes in (("points",), ()))
-            many = jax.vmap(  # over points
+            chunk = jax.vmap(  # over points
                 rounds_of.make_chunk(sim, length), in_axes=(0, None, 0, None), spmd_axis_name="points"
             )
-            shardings = {"in_shardings": (own, whole, own, whole), "out_shardings": own}
-            chunk = jax.jit(many, donate_argnums=0, compiler_options=options, **shardings)
             self._stacked = [own, whole]
             state, numbers = (
                 jax.eval_shape(lambda x: _stack([x] * self.width), tree) for tree in (state, numbers)
             )
-        self._compiled = compiled = chunk.lower(state, arrays, numbers, jnp.int32(1)).compile()
+        self._compiled = compiling.compile(
+            chunk,
+            (state, arrays, numbers, jnp.int32(1)),
+            (state, rounds_of.no_info(len(state.levels))),
+            compiling.Shardings((own, whole, own, whole), own),
+            donated=1,
+        )
         self.compile_s += time.perf_counter() - begun
-        memory = compiled.memory_analysis()
-        return int(memory.temp_size_in_bytes + memory.output_size_in_bytes) if memory else 0
+        return self._compiled.bytes_needed
 
 
 def layout(points: int, most: int, devices: int) -> tuple[int, int]:

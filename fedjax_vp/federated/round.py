@@ -158,7 +158,7 @@ def _info(
     )
 
 
-def _no_info(levels: int) -> RoundInfo:
+def no_info(levels: int) -> RoundInfo:
     """Facts of a round that has not been run."""
     none = jnp.zeros((), jnp.int32)
     return RoundInfo(
@@ -308,7 +308,7 @@ def make_chunk(sim: Simulator, length: int) -> Callable[..., tuple[State, RoundI
     round_fn = make_round(sim)
 
     def chunk(state: State, arrays: Arrays, numbers: Hyper, count: Int[Array, ""]) -> tuple[State, RoundInfo]:
-        infos = jax.tree.map(lambda x: jnp.broadcast_to(x, (length, *x.shape)), _no_info(len(state.levels)))
+        infos = jax.tree.map(lambda x: jnp.broadcast_to(x, (length, *x.shape)), no_info(len(state.levels)))
 
         def body(index: Array, carry: tuple[State, RoundInfo]) -> tuple[State, RoundInfo]:
             state, infos = carry

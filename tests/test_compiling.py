@@ -1,0 +1,179 @@
+"""What is lowered once: equal functions are found again, others never, and a kept one computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fedjax_vp import closures, compiling
+from fedjax_vp.federated import round as rounds
+from fedjax_vp.federated.settings import Engine, Level, Local, Method, Mixing, Uniform
+from fedjax_vp.federated.simulator import Simulator, simulator
+from fedjax_vp.models.mlp import MLP
+
+ENGINE = Engine(devices=2)
+METHOD = Method(participation=Uniform(clients=4), local=Local(steps=2, batch=4))
+HIDDEN = MLP(hidden=(4,))
+
+
+def built(
+    method: Method = METHOD, model: MLP = HIDDEN, engine: Engine = ENGINE, **federation: Any
+) -> Simulator:
+    """A simulator made from nothing."""
+    return simulator(toy.federation(**federation), model.build(toy.SHAPE), method, engine)
+
+
+def chunk(sim: Simulator, length: int = 3) -> Callable[..., Any]:
+    return rounds.make_chunk(sim, length)
+
+
+OTHERS: dict[str, Callable[[], Callable[..., Any]]] = {
+    "length": lambda: chunk(built(), 4),
+    "steps": lambda: chunk(built(replace(METHOD, local=Local(steps=3, batch=4)))),
+    "clip": lambda: chunk(built(replace(METHOD, local=Local(steps=2, batch=4, clip=1.0)))),
+    "cohort": lambda: chunk(built(replace(METHOD, participation=Uniform(clients=5)))),
+    "level": lambda: chunk(built(replace(METHOD, levels=(Level("video", by="video"),)))),
+    "mixing": lambda: chunk(built(replace(METHOD, mixing=Mixing("mixture")))),
+    "model": lambda: chunk(built(model=MLP(hidden=(5,)))),
+    "features": lambda: chunk(built(model=replace(HIDDEN, features=replace(HIDDEN.features, table=3)))),
+    "devices": lambda: chunk(built(engine=Engine(devices=1))),
+    "precision": lambda: chunk(built(engine=Engine(devices=2, precision="bfloat16"))),
+    "traces": lambda: chunk(built(seed=1)),
+    "windows": lambda: chunk(built(empty=(0,))),
+    "round": lambda: rounds.make_round(built()),
+}
+
+
+@pytest.fixture(scope="module")
+def own() -> str:
+    return closures.digest(chunk(built()))
+
+
+def test_a_function_made_again_has_the_same_digest(own: str) -> None:
+    assert closures.digest(chunk(built())) == own
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_whatever_a_function_holds_changes_its_digest(name: str, own: str) -> None:
+    assert closures.digest(OTHERS[name]()) != own
+
+
+def test_arguments_count_by_shape_and_type(own: str) -> None:
+    shapes = [jax.ShapeDtypeStruct((2,), t) for t in ("float32", "int32")] + [
+        jax.ShapeDtypeStruct((3,), "float32")
+    ]
+    found = {closures.digest(chunk(built()), shape) for shape in shapes}
+    assert len(found | {own}) == 4
+
+
+def test_settings_of_jax_count(own: str) -> None:
+    with jax.default_matmul_precision("bfloat16"):
+        assert closures.digest(chunk(built())) != own
+
+
+def test_the_packages_code_counts(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closures, "_code", lambda: ("another",))
+    assert closures.digest(chunk(built())) != own
+
+
+@pytest.mark.parametrize("held", [lambda x: x, object(), {1: object()}, [iter(())]])
+def test_what_is_not_known_has_no_digest(held: Any) -> None:
+    with pytest.raises(closures.Opaque):
+        closures.digest(held)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A compilation cache of its own."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def run(sim: Simulator) -> list[np.ndarray]:
+    """Three rounds through `compile`."""
+    whole = NamedSharding(sim.mesh, PartitionSpec())
+    state, numbers = rounds.init(sim, jnp.int32(5)), rounds.hyper(sim.method, 3)
+    args = (state, sim.federation.arrays, numbers, jnp.int32(3))
+    like = (state, rounds.no_info(len(state.levels)))
+    compiled = compiling.compile(chunk(sim), args, like, compiling.Shardings((whole,) * 4, whole), donated=1)
+    assert compiled.bytes_needed > 0
+    return jax.device_get(jax.tree.leaves(compiled(*jax.device_put(args, whole))))
+
+
+def kept(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.stablehlo"))
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[np.ndarray]:
+    """Three rounds by plain `jax.jit`."""
+    sim = built()
+    state, numbers = rounds.init(sim, jnp.int32(5)), rounds.hyper(sim.method, 3)
+    whole = NamedSharding(sim.mesh, PartitionSpec())
+    plain = jax.jit(
+        chunk(sim), in_shardings=whole, out_shardings=whole, compiler_options=compiling.options(sim.mesh)
+    )
+    args = jax.device_put((state, sim.federation.arrays, numbers, jnp.int32(3)), whole)
+    return jax.device_get(jax.tree.leaves(plain(*args)))
+
+
+def test_a_kept_function_is_not_traced_again_and_computes_the_same(
+    folder: Path, expected: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(built())
+    assert len(kept(folder)) == 1
+    monkeypatch.setattr(rounds, "make_round", lambda sim: fail)
+    monkeypatch.setattr(compiling.closures, "digest", lambda *facts: kept(folder)[0].stem)
+    jax.tree.map(np.testing.assert_array_equal, run(built()), first)
+    jax.tree.map(np.testing.assert_array_equal, first, expected)
+
+
+def fail(*args: Any) -> Any:
+    raise AssertionError("traced")
+
+
+def test_another_seed_finds_it_and_another_method_does_not(folder: Path) -> None:
+    run(built())
+    run(built())
+    assert len(kept(folder)) == 1
+    run(built(replace(METHOD, local=Local(steps=3, batch=4))))
+    assert len(kept(folder)) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", None])
+def test_a_damaged_file_is_written_anew(
+    damage: bytes | None, folder: Path, expected: list[np.ndarray]
+) -> None:
+    run(built())
+    [path] = kept(folder)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if damage is None else damage)
+    jax.tree.map(np.testing.assert_array_equal, run(built()), expected)
+    assert compiling._sound(path.read_bytes())
+
+
+def test_without_a_folder_or_a_digest_nothing_is_kept(
+    folder: Path, expected: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opaque(*facts: Any) -> str:
+        raise closures.Opaque
+
+    monkeypatch.setattr(compiling.closures, "digest", opaque)
+    jax.tree.map(np.testing.assert_array_equal, run(built()), expected)
+    monkeypatch.undo()
+    jax.config.update("jax_compilation_cache_dir", str(folder / "absent"))
+    jax.tree.map(np.testing.assert_array_equal, run(built()), expected)
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.tree.map(np.testing.assert_array_equal, run(built()), expected)
+    assert not kept(folder)
