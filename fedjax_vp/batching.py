@@ -98,25 +98,21 @@ class Chunk:
         begun = time.perf_counter()
         arrays, length = self.sim.federation.arrays, self.engine.chunk
         state = rounds_of.init(self.sim, jnp.int32(0)) if state is None else state
-        numbers, mesh = rounds_of.hyper(self.sim.method, 1), self.sim.mesh
-        if self.width == 1:
-            chunk, own = rounds_of.make_chunk(self.sim, length), NamedSharding(mesh, PartitionSpec())
-            whole = own
-        else:
-            sim = _spread(self.sim, self.engine, self._rows)
-            own, whole = (NamedSharding(sim.mesh, PartitionSpec(*axes)) for axes in (("points",), ()))
-            chunk = jax.vmap(  # over points
-                rounds_of.make_chunk(sim, length), in_axes=(0, None, 0, None), spmd_axis_name="points"
-            )
-            self._stacked = [own, whole]
+        numbers, sim, own = rounds_of.hyper(self.sim.method, 1), self.sim, PartitionSpec()
+        if self.width > 1:
+            sim, own = _spread(sim, self.engine, self._rows), PartitionSpec("points")
+            self._stacked = [NamedSharding(sim.mesh, part) for part in (own, PartitionSpec())]
             state, numbers = (
                 jax.eval_shape(lambda x: _stack([x] * self.width), tree) for tree in (state, numbers)
             )
+        chunk = rounds_of.make_chunk(sim, length)
+        if self.width > 1:
+            chunk = jax.vmap(chunk, in_axes=(0, None, 0, None), spmd_axis_name="points")  # over points
         self._compiled = compiling.compile(
             chunk,
             (state, arrays, numbers, jnp.int32(1)),
-            (state, rounds_of.no_info(len(state.levels))),
-            compiling.Shardings((own, whole, own, whole), own),
+            (state, rounds_of.no_info(len(sim.layout.levels))),
+            compiling.Shardings(sim.mesh, (own, PartitionSpec(), own, PartitionSpec()), own),
             donated=1,
         )
         self.compile_s += time.perf_counter() - begun

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.monitoring
 from jax import export
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_vp import closures
 
@@ -31,10 +31,11 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 class Shardings(NamedTuple):
-    """Where arguments and results lie: one sharding for all leaves of each argument, one for all results."""
+    """Where arguments and results lie: one place for all leaves of each argument, one for all results."""
 
-    arguments: Sequence[NamedSharding]
-    results: NamedSharding
+    mesh: Mesh
+    arguments: Sequence[PartitionSpec]
+    results: PartitionSpec
 
 
 class Compiled(NamedTuple):
@@ -69,7 +70,8 @@ def compile(
     shapes = jax.eval_shape(lambda *x: x, *args)
     leaves, tree = jax.tree.flatten(shapes)
     count = [len(jax.tree.leaves(one)) for one in shapes]
-    places = [place for place, n in zip(shardings.arguments, count, strict=True) for _ in range(n)]
+    mesh, parts = shardings.mesh, zip(shardings.arguments, count, strict=True)
+    places = tuple(NamedSharding(mesh, part) for part, n in parts for _ in range(n))
     structure = jax.tree.structure(like)
 
     def of_leaves(*leaves: jax.Array) -> list[jax.Array]:
@@ -77,10 +79,9 @@ def compile(
         assert jax.tree.structure(found) == structure
         return jax.tree.leaves(found)
 
-    jitted: dict[str, Any] = {"in_shardings": tuple(places), "out_shardings": shardings.results}
+    jitted: dict[str, Any] = {"in_shardings": places, "out_shardings": NamedSharding(mesh, shardings.results)}
     like = jax.eval_shape(lambda x: x, like)
     lowered = _kept(jax.jit(of_leaves, **jitted), leaves, (function, shapes, like, shardings))
-    mesh = shardings.results.mesh
     taken = tuple(range(sum(count[:donated])))
     whole = jax.jit(lowered, donate_argnums=taken, compiler_options=options(mesh), **jitted)
     return Compiled(whole.lower(*leaves).compile(), structure)

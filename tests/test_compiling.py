@@ -106,7 +106,13 @@ def run(sim: Simulator) -> list[np.ndarray]:
     state, numbers = rounds.init(sim, jnp.int32(5)), rounds.hyper(sim.method, 3)
     args = (state, sim.federation.arrays, numbers, jnp.int32(3))
     like = (state, rounds.no_info(len(state.levels)))
-    compiled = compiling.compile(chunk(sim), args, like, compiling.Shardings((whole,) * 4, whole), donated=1)
+    compiled = compiling.compile(
+        chunk(sim),
+        args,
+        like,
+        compiling.Shardings(sim.mesh, (PartitionSpec(),) * 4, PartitionSpec()),
+        donated=1,
+    )
     assert compiled.bytes_needed > 0
     return jax.device_get(jax.tree.leaves(compiled(*jax.device_put(args, whole))))
 
