@@ -40,7 +40,6 @@ def measure(out: Path) -> dict[str, float]:
     from fedjax_vp.config import load_config
     from fedjax_vp.data.inspect import netllm_mae
     from fedjax_vp.evaluate import make_mixing
-    from fedjax_vp.federated.simulator import simulator
     from fedjax_vp.forecasting import forecast, own
     from fedjax_vp.progress import Progress
     from fedjax_vp.simulate import simulate
@@ -54,7 +53,7 @@ def measure(out: Path) -> dict[str, float]:
         problem = fitting.problem(one, traces, split, evaluate)
         with Progress(one.rounds, evaluate.horizons_s) as bar:
             outcome = simulate(problem, one.rounds, one.seed, out / name, True, bar.reporter(name))
-        sim = simulator(problem.federation, problem.predictor, problem.method, problem.engine)
+        sim = problem.simulator()
         state = (outcome.state, make_mixing(sim)(outcome.state))
         predicted = forecast(own(sim), state, sim, trace, now)["predicted"]
         rows[f"{name}, {one.model.kind}"] = netllm_mae(traces, trace, now, predicted)

@@ -152,7 +152,8 @@ def static_part(method: Method) -> Method:
         )
         for level in method.levels
     )
-    return replace(method, levels=levels, local=replace(method.local, lr=1.0))
+    experts = tuple(static_part(one) for one in method.experts)
+    return replace(method, levels=levels, local=replace(method.local, lr=1.0), experts=experts)
 
 
 def _spread(sim: Simulator, engine: Engine, rows: int) -> Simulator:
@@ -160,8 +161,9 @@ def _spread(sim: Simulator, engine: Engine, rows: int) -> Simulator:
     devices = sim.mesh.devices.reshape(rows, -1)
     task = sim.task
     fewer = replace(engine, devices=devices.shape[1])
-    fitted = simulator(sim.federation, task.predictor, sim.method, fewer)
-    return fitted._replace(mesh=Mesh(devices, ("points", "clients")))
+    experts = [one.task.predictor for one in sim.experts]
+    fitted = simulator(sim.federation, task.predictor, sim.method, fewer, experts)
+    return fitted.on(Mesh(devices, ("points", "clients")))
 
 
 def _stack(trees: Sequence[Tree]) -> Tree:

@@ -93,12 +93,15 @@ class Config(BaseModel):
             raise ValueError(f"compare names a method twice in {list(self.compare)}: name each once")
         if not self.name or "/" in self.name or "\\" in self.name:
             raise ValueError(f"name is {self.name!r}: give a plain word, it names the run folder")
-        _ = self.method  # what the levels must be to each other is checked there
+        self._method(())  # what the levels must be to each other is checked there
         return self
 
     @property
     def method(self) -> Method:
         """Levels and slots as the engine takes them."""
+        return self._method(tuple(one.method for one in self.experts.values()))
+
+    def _method(self, experts: tuple[Method, ...]) -> Method:
         return Method(
             levels=self.levels,
             client=self.client,
@@ -109,6 +112,7 @@ class Config(BaseModel):
             components=self.components,
             adapt=self.adapt,
             starts=self.starts,
+            experts=experts,
         )
 
     @property
@@ -119,11 +123,19 @@ class Config(BaseModel):
         levels, mixing and adaptation, and of settings that only its own recipe makes, is its own method's.
         What a named config says of model and training comes before what this file says; overrides come first.
         """
+        return self._resolved("compare", [name for name in self.compare if name != self.algorithm])
+
+    @property
+    def experts(self) -> dict[str, Config]:
+        """Configs of the methods in `mixing.experts`, by name, made as those in `beside` are."""
+        return self._resolved("mixing.experts", self.mixing.experts)
+
+    def _resolved(self, key: str, names: Sequence[str]) -> dict[str, Config]:
         shared = {key: getattr(self, key) for key in _SHARED}
-        others = {name: self._beside.get(name) for name in self.compare if name != self.algorithm}
+        others = {name: self._beside.get(name) for name in names}
         unknown = [name for name, other in others.items() if other is None]
         if unknown:
-            raise UserError(f"compare: {unknown[0]} was not resolved; make the config with load_config")
+            raise UserError(f"{key}: {unknown[0]} was not resolved; make the config with load_config")
         return {name: other.model_copy(update=shared) for name, other in others.items() if other}
 
     def to_mapping(self) -> dict[str, Any]:
@@ -158,7 +170,7 @@ def load_config(source: str | Path | Mapping[str, Any] = "quickstart", **overrid
         path = find_config(source)
         name, where, given = path.stem, str(path), read(path)
     layers = [Layer(where, {"name": name, **given}), Layer("overrides", nest(overrides.items()))]
-    config = _resolve(layers, _algorithm(layers))
+    config = _with_experts(layers, _resolve(layers, _algorithm(layers)))
     config._beside.update(
         {other: _resolve_beside(layers, config.algorithm, other) for other in config.compare}
     )
@@ -224,15 +236,26 @@ def _resolve(layers: list[Layer], algorithm: str) -> Config:
         raise UserError(f"{layers[0].source}: {message}") from error
 
 
-def _resolve_beside(layers: list[Layer], own: str, other: str) -> Config:
-    """Config of a recipe, or of a shipped config's method, that `compare` names."""
-    theirs = Layer("compare", {"algorithm": other, "name": other})
+def _with_experts(layers: list[Layer], config: Config) -> Config:
+    """The config with what its `mixing.experts` names."""
+    for name in config.mixing.experts:
+        config._beside[name] = _resolve_beside(layers, config.algorithm, name, "mixing.experts")
+    try:
+        _ = config.method
+    except ValueError as error:
+        raise UserError(f"{layers[0].source}: {error}") from error
+    return config
+
+
+def _resolve_beside(layers: list[Layer], own: str, other: str, key: str = "compare") -> Config:
+    """Config of a recipe, or of a shipped config's method, that a key names."""
+    theirs = Layer(key, {"algorithm": other, "name": other})
     if other not in RECIPES:
         shipped = shipped_configs()
         if other not in shipped:
             near = nearest(other, [*RECIPES, *shipped])
             help_ = f"did you mean {near}?" if near else "`fedjax-vp list` shows both"
-            raise UserError(f"compare: {other!r} is neither a recipe nor a shipped config: {help_}")
+            raise UserError(f"{key}: {other!r} is neither a recipe nor a shipped config: {help_}")
         file = {key: value for key, value in read(shipped[other]).items() if key not in (*_SHARED, "compare")}
         theirs = Layer(str(shipped[other]), {**file, "name": other})
     algorithm = _algorithm([theirs])
@@ -243,7 +266,8 @@ def _resolve_beside(layers: list[Layer], own: str, other: str) -> Config:
         value = _without(_without(layer.value, own_only), _OWN)
         # A resolved file repeats what its own recipe says: that is nobody else's.
         kept.append(layer._replace(value=_without(value, usual, where_equal=True)))
-    return _resolve([kept[0], theirs, *kept[1:]], algorithm)  # overrides come after both files
+    layers = [kept[0], theirs, *kept[1:]]  # overrides come after both files
+    return _with_experts(layers, _resolve(layers, algorithm))
 
 
 def _without(

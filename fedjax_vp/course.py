@@ -156,11 +156,12 @@ class Course:
 
     def traffic(self, rounds: int) -> dict[str, int]:
         """Bytes of models sent in the first `rounds` rounds: leaves that stay on the headset cost nothing."""
-        layout = self.common.sim.layout
-        params = jax.eval_shape(self.common.problem.predictor.init, jax.random.key(0))
-        sent = {n: p.size * p.dtype.itemsize for n, p in params.items() if n not in layout.private}
-        apart = sum(size for n, size in sent.items() if n in layout.varying)
-        once = sum(sent.values()) - apart
+        once = apart = 0
+        for sim in (self.common.sim, *self.common.sim.experts):
+            params = jax.eval_shape(sim.task.predictor.init, jax.random.key(0))
+            for leaf in params.keys() - set(sim.layout.private):
+                size = params[leaf].size * params[leaf].dtype.itemsize
+                once, apart = (once, apart + size) if leaf in sim.layout.varying else (once + size, apart)
         log = {name: sum(self.log["rounds"][name][:rounds]) for name in SUMMED}
         return {
             "bytes_up": once * log["reported"] + apart * log["sessions_up"],

@@ -25,7 +25,7 @@ from fedjax_vp.federated.hedging import Times
 from fedjax_vp.federated.round import State
 from fedjax_vp.federated.settings import Evaluate
 from fedjax_vp.federated.simulator import Simulator
-from fedjax_vp.forecasting import Forecaster, of_prefixes, prefixes
+from fedjax_vp.forecasting import Forecaster, models, of_models
 from fedjax_vp.models.base import WindowShape
 
 BLOCK = 128  # windows predicted at once
@@ -57,8 +57,9 @@ def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
     """
     settings, shape, labels = sim.method.mixing, sim.federation.shape, sim.federation.labels
     sessions = np.flatnonzero(np.asarray(sim.federation.arrays.valid.count))
-    if settings.kind == "none" or len(sim.layout.levels) == 1 or not len(sessions):
-        whole = mixing.last_level(len(sim.layout.levels), shape.horizon)
+    count = len(sim.experts) + len(sim.layout.levels)
+    if settings.kind == "none" or count == 1 or not len(sessions):
+        whole = mixing.last_level(count, shape.horizon)
         return lambda state: mixing.same_for_all(whole, sim.federation.num_sessions)
     unknown = [name for name in settings.per.split("*") if settings.per and name not in labels]
     if unknown:
@@ -80,7 +81,7 @@ def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
         def one(session: Array) -> tuple[Array, Array, Array]:
             traces, row = traces_of(arrays, session[None])
             inputs, target = cut(traces, shape, jnp.full(size, row[0]), windows.of(session))
-            predicted = of_prefixes(sim.task.predictor, prefixes(sim, state, arrays, session), inputs)
+            predicted = of_models(sim, models(sim, state, arrays, session), inputs)
             return predicted, target, (jnp.arange(size) < windows.count[session]).astype(jnp.float32)
 
         predicted, target, weight = jax.lax.map(one, sessions, batch_size=batch)

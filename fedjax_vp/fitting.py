@@ -17,8 +17,8 @@ from fedjax_vp.federated import federation
 from fedjax_vp.federated.components import mixture
 from fedjax_vp.federated.server import transformation
 from fedjax_vp.federated.settings import Evaluate
-from fedjax_vp.federated.simulator import simulator
 from fedjax_vp.models import BASELINES, MODELS, WindowShape
+from fedjax_vp.models.base import Predictor
 from fedjax_vp.problem import Problem
 
 GENERATED = (synthetic.Synthetic, synthetic.Planted)
@@ -117,8 +117,8 @@ def check_on(configs: Mapping[str, Config], traces: TraceSet, split: splits.Spli
     for name, one in configs.items():
         with _named(name):
             made = problem(one, traces, split, horizons(one, traces.rate_hz))
-            sim = simulator(made.federation, made.predictor, made.method, made.engine)
-            make_mixing(sim._replace(mesh=processes.own(sim.mesh)))
+            sim = made.simulator()
+            make_mixing(sim.on(processes.own(sim.mesh)))
             for level in made.method.levels:
                 transformation(level.server)
 
@@ -168,13 +168,18 @@ def problem(config: Config, traces: TraceSet, split: splits.Split, evaluate: Eva
         federation=federation.sampled(
             federation.build(traces, split, shape, config.client), evaluate.sessions
         ),
-        predictor=mixture(config.components, config.model.build(shape)),
+        predictor=_predictor(config, shape),
         method=config.method,
         engine=config.engine,
         evaluate=evaluate,
         traces=traces,
         split=split,
+        experts=tuple(_predictor(one, shape) for one in config.experts.values()),
     )
+
+
+def _predictor(config: Config, shape: WindowShape) -> Predictor:
+    return mixture(config.components, config.model.build(shape))
 
 
 def require_weights(config: Config) -> None:

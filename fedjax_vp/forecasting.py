@@ -24,6 +24,7 @@ from fedjax_vp.models.base import Inputs, Params, Predictor
 
 Predictions = Float[Array, "prefix window horizon 3"]
 Directions = Float[Array, "window horizon 3"]
+Models = tuple[Params, ...]  # each with a leading axis of prefixes
 
 
 class Forecaster(NamedTuple):
@@ -52,16 +53,16 @@ def baseline(predictor: Predictor) -> Forecaster:
 
 def own(sim: Simulator) -> Forecaster:
     """The method's own forecasts; its state is `(State, mixing weights)`."""
-    rate = sim.method.mixing.online
+    rate, spread = sim.method.mixing.online, hedging.evenly(len(sim.experts), len(sim.layout.levels))
 
     def model_of(state: tuple[State, mixing.Weights], arrays: Arrays, session: Int[Array, ""]) -> Any:
-        return prefixes(sim, state[0], arrays, session), mixing.of(state[1], session)
+        return models(sim, state[0], arrays, session), mixing.of(state[1], session)
 
-    def predict(model: tuple[Params, Array], inputs: Inputs) -> Predictions:
-        return of_prefixes(sim.task.predictor, model[0], inputs)
+    def predict(model: tuple[Models, Array], inputs: Inputs) -> Predictions:
+        return of_models(sim, model[0], inputs)
 
     def join(
-        model: tuple[Params, Array], predicted: Predictions, true: Directions, times: Times
+        model: tuple[Models, Array], predicted: Predictions, true: Directions, times: Times
     ) -> Directions:
         if len(predicted) == 1:
             return predicted[0]
@@ -69,13 +70,25 @@ def own(sim: Simulator) -> Forecaster:
         if not rate:
             return mixing.mix(learned[:, None], predicted)
         error = geometry.great_circle(predicted, true[None])
-        return mixing.mix(hedging.weights(learned, error, times, rate), predicted)
+        return mixing.mix(hedging.weights(learned, spread, error, times, rate), predicted)
 
     return Forecaster(model_of, predict, join)
 
 
+def models(sim: Simulator, state: State, arrays: Arrays, session: Int[Array, ""]) -> Models:
+    """All of a session's models to be mixed: those of the experts, then the prefixes."""
+    beside = zip(sim.experts, state.experts, strict=True)
+    return *(prefixes(*one, arrays, session) for one in beside), prefixes(sim, state, arrays, session)
+
+
+def of_models(sim: Simulator, models: Models, inputs: Inputs) -> Float[Array, "prefix window horizon 3"]:
+    """Predictions of `models`, in their order."""
+    predictors = [one.task.predictor for one in (*sim.experts, sim)]
+    return jnp.concatenate([of_prefixes(*one, inputs) for one in zip(predictors, models, strict=True)])
+
+
 def prefixes(sim: Simulator, state: State, arrays: Arrays, session: Int[Array, ""]) -> Params:
-    """A session's models to be mixed, coarse to fine; the last, and only one without mixing, is adapted.
+    """A session's prefixes, coarse to fine; the last, and only one without mixing, is adapted.
 
     Returns:
         Parameters with a leading axis of prefixes.

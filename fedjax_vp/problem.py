@@ -21,7 +21,7 @@ from fedjax_vp.federated import census, regrouping
 from fedjax_vp.federated.federation import Federation, thin
 from fedjax_vp.federated.placement import make_place
 from fedjax_vp.federated.settings import Engine, Evaluate, Method
-from fedjax_vp.federated.simulator import simulator
+from fedjax_vp.federated.simulator import Simulator, simulator
 from fedjax_vp.forecasting import baseline, own
 from fedjax_vp.models.base import Predictor
 from fedjax_vp.models.static import Static
@@ -42,6 +42,11 @@ class Problem(NamedTuple):
     traces: TraceSet
     split: Split
     baselines: dict[str, Evaluation] | None = None  # of all problems on the same windows; the first fills it
+    experts: tuple[Predictor, ...] = ()  # of the method's experts
+
+    def simulator(self) -> Simulator:
+        """The method fitted to the federation."""
+        return simulator(self.federation, self.predictor, self.method, self.engine, self.experts)
 
 
 class Outcome(NamedTuple):
@@ -78,8 +83,8 @@ class Common:
 
     def __init__(self, problem: Problem, rounds: int, points: int = 1) -> None:
         self.problem, self.rounds = problem, rounds
-        self.sim = simulator(problem.federation, problem.predictor, problem.method, problem.engine)
-        self.alone = self.sim._replace(mesh=processes.own(self.sim.mesh))  # on devices of this process
+        self.sim = problem.simulator()
+        self.alone = self.sim.on(processes.own(self.sim.mesh))  # on devices of this process
         self.chunk = Chunk(self.sim, problem.engine, points * problem.method.starts)
         self.arrays = problem.federation.arrays
         self.errors = make_errors(own(self.sim), problem.federation.shape, self.sim.mesh, problem.evaluate)

@@ -44,7 +44,11 @@ def random_errors(seed: int = 0) -> np.ndarray:
 
 
 def weights(error: np.ndarray, rate: float = 3.0) -> np.ndarray:
-    return np.asarray(hedging.weights(jnp.asarray(LEARNED), jnp.asarray(error), TIMES, rate))
+    return np.asarray(
+        hedging.weights(
+            jnp.asarray(LEARNED), hedging.evenly(0, len(LEARNED)), jnp.asarray(error), TIMES, rate
+        )
+    )
 
 
 def test_weights_are_those_of_the_account() -> None:

@@ -14,7 +14,7 @@ from fedjax_vp import fitting
 from fedjax_vp.batching import static_part
 from fedjax_vp.config import Config, load_config, shipped_configs
 from fedjax_vp.federated import round as rounds
-from fedjax_vp.federated.simulator import Simulator, simulator
+from fedjax_vp.federated.simulator import Simulator
 from fedjax_vp.settings_text import plain
 
 SMALL = {"users": 4, "videos": 5, "duration_s": 20.0}
@@ -46,7 +46,7 @@ def built(name: str) -> tuple[Simulator, rounds.State]:
     config = small(name)
     traces, split = fitting.load_traces(config)
     one = fitting.problem(config, traces, split, fitting.horizons(config, traces.rate_hz))
-    sim = simulator(one.federation, one.predictor, one.method, one.engine)
+    sim = one.simulator()
     return sim, jax.eval_shape(partial(rounds.init, sim), jnp.int32(0))
 
 

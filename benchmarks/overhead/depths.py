@@ -9,7 +9,6 @@ from typing import Any
 import fedjax_vp as fvp
 from fedjax_vp import fitting
 from fedjax_vp.cost import by_depth as costs
-from fedjax_vp.federated.simulator import simulator
 
 CONFIG = "planted_five_layers"
 
@@ -19,7 +18,7 @@ def by_depth(out: Path) -> dict[str, list[Any]]:
     config = fvp.load_config(CONFIG)
     traces, split = fitting.load_traces(config)
     problem = fitting.problem(config, traces, split, fitting.horizons(config, traces.rate_hz))
-    sim = simulator(problem.federation, problem.predictor, problem.method, problem.engine)
+    sim = problem.simulator()
     found = costs(sim)._asdict()
     (out / "depths.json").write_text(json.dumps({"config": CONFIG, **found}, indent=1) + "\n")
     return found

@@ -30,7 +30,7 @@ from fedjax_vp.federated import mixing
 from fedjax_vp.federated import round as rounds_of
 from fedjax_vp.federated.placement import make_place
 from fedjax_vp.federated.round import State
-from fedjax_vp.federated.simulator import Simulator, simulator
+from fedjax_vp.federated.simulator import Simulator
 from fedjax_vp.problem import Problem
 from fedjax_vp.progress import Tally, duration
 from fedjax_vp.sweeps import groups
@@ -60,7 +60,9 @@ def adjusted(config: Config) -> Config:
         shared = {one.name: getattr(protocol, one.name) for one in fields(Windows)}
         protocol = UnseenBoth(**shared)
     evaluate = replace(config.evaluate, phase="test")
-    return config.model_copy(update={"protocol": protocol, "compare": (), "evaluate": evaluate})
+    mixing = replace(config.mixing, experts=())  # who arrives, arrives in one hierarchy
+    changes = {"protocol": protocol, "compare": (), "evaluate": evaluate, "mixing": mixing}
+    return config.model_copy(update=changes)
 
 
 def protocol_of(config: Config) -> UnseenBoth:
@@ -181,7 +183,7 @@ class Base:
     """The base method: its states are read from checkpoints."""
 
     def __init__(self, problem: Problem) -> None:
-        self.sim: Simulator = simulator(problem.federation, problem.predictor, problem.method, problem.engine)
+        self.sim: Simulator = problem.simulator()
         self._mixing, self._place = make_mixing(self.sim), make_place(self.sim)
         self._kept: dict[int, tuple[State, mixing.Weights]] = {}
 

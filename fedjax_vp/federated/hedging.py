@@ -7,12 +7,13 @@ later, without sending anything. So the mixture's weights follow Hedge with a pr
 
     pi[l, k](t) ~ prior[l, k] exp(-rate L[l, k](t))                                             (1)
     L[l, k](t)  = sum over windows w of the session, w + k <= t, of gap_w error[l, k](w)        (2)
-    prior       = (pi + 1 / levels) / 2                                                         (3)
+    prior       = (pi + spread) / 2                                                             (3)
 
 in radians and seconds: gap_w is the time to the next window, so that the sum does not depend on how densely
 windows lie, as long as they are no more than 5 s apart; a window stands for no more than that. Half of the
-prior is spread evenly (3), for what the learned weights rule out would stay ruled out, however well it serves
-this one viewer. Only the windows that are measured enter the account, which begins with the first of them.
+prior is spread (3), for what the learned weights rule out would stay ruled out, however well it serves this
+one viewer: evenly over what is trained apart (`mixing.experts`, and the hierarchy, whose prefixes share its
+part evenly). Only the windows that are measured enter the account, which begins with the first of them.
 """
 
 from __future__ import annotations
@@ -35,8 +36,19 @@ class Times(NamedTuple):
     rate_hz: float
 
 
+def evenly(experts: int, levels: int) -> Float[np.ndarray, "model"]:
+    """`spread` of (3).
+
+    >>> evenly(0, 2).tolist(), evenly(1, 2).tolist()
+    ([0.5, 0.5], [0.5, 0.25, 0.25])
+    """
+    apart = experts + 1
+    return np.r_[np.full(experts, 1 / apart), np.full(levels, 1 / apart / levels)]
+
+
 def weights(
     learned: Float[Array, "level horizon"],
+    spread: Float[np.ndarray, "level"],
     error: Float[Array, "level window horizon"],
     times: Times,
     rate: float,
@@ -44,7 +56,8 @@ def weights(
     """Weights at each window of a session, from nothing but what is known by then.
 
     Args:
-        learned: the weights common to the session, a distribution over levels.
+        learned: the weights common to the session, a distribution over models.
+        spread: the other half of the prior, at every horizon.
         error: of each prefix in each window, radians; of windows after the last one, anything finite.
         times: of the windows and horizons.
         rate: of (1), per radian and second.
@@ -59,5 +72,5 @@ def weights(
         return loss[:, jnp.searchsorted(now, now - ahead, side="right")]
 
     told = jax.vmap(known, (0, 2), 2)(jnp.asarray(times.ahead, jnp.int32), loss)
-    prior = (learned + 1 / learned.shape[0]) / 2
+    prior = (learned + spread[:, None]) / 2
     return jax.nn.softmax(jnp.log(prior)[:, None] - rate * told, axis=0)

@@ -45,6 +45,7 @@ class State(NamedTuple):
     seed: Int[Array, ""]
     levels: tuple[LevelState, ...]
     clients: Any  # private state, leading axis client (None where there is none)
+    experts: tuple[State, ...] = ()  # of the methods trained beside (`Mixing.experts`)
 
 
 class Hyper(NamedTuple):
@@ -53,6 +54,7 @@ class Hyper(NamedTuple):
     local_lr: Float[Array, ""]
     pooling: pooling.Hyper
     num_rounds: Int[Array, ""]
+    experts: tuple[Hyper, ...] = ()
 
 
 class RoundInfo(NamedTuple):
@@ -79,6 +81,7 @@ def hyper(method: Method, num_rounds: int) -> Hyper:
             progress=jnp.asarray([level.progress for level in method.levels], jnp.float32),
         ),
         num_rounds=jnp.int32(num_rounds),
+        experts=tuple(hyper(one, num_rounds) for one in method.experts),
     )
 
 
@@ -95,7 +98,8 @@ def init(sim: Simulator, seed: Int[Array, ""]) -> State:
         clients = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), one)
     states = learned_of.begin(sim.layout, sim.groupings, sim.task.predictor.init, _key(seed))
     states = crowd.counted(sim.layout, states, sim.federation.arrays, sim.federation.shape)
-    state = State(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.int32), states, clients)
+    experts = tuple(init(one, seed) for one in sim.experts)
+    state = State(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.int32), states, clients, experts)
     return jax.tree.map(jnp.copy, state)  # no buffer twice, so that a chunk may take them all over
 
 
@@ -106,6 +110,7 @@ def _key(seed: Int[Array, ""]) -> Array:
 def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, RoundInfo]]:
     """One round as a pure function of state, device arrays and traced numbers."""
     train, pool = trainer(sim), pooler(sim)
+    beside = [make_round(one) for one in sim.experts]
 
     @products("float32")
     def round_fn(state: State, arrays: Arrays, numbers: Hyper) -> tuple[State, RoundInfo]:
@@ -122,8 +127,12 @@ def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, 
         # Padded places and drop-outs write nowhere.
         target = jnp.where(reported, cohort.client, sim.federation.num_clients)
         kept = jax.tree.map(lambda x, new: x.at[target].set(new, mode="drop"), state.clients, private)
-        new = State(state.round + 1, state.seed, rows, kept)
-        return new, _info(new, arrays, cohort, reported, loss)._replace(moved=moved)
+        others = zip(beside, state.experts, numbers.experts, strict=True)
+        trained = [one(its, arrays, its_numbers) for one, its, its_numbers in others]
+        new = State(state.round + 1, state.seed, rows, kept, tuple(one for one, _ in trained))
+        info = _info(new, arrays, cohort, reported, loss)
+        healthy = jnp.stack([info.healthy, *(its.healthy for _, its in trained)]).all()
+        return new, info._replace(moved=moved, healthy=healthy)
 
     return round_fn
 

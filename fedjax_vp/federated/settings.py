@@ -151,6 +151,8 @@ class Mixing:
     `online`, per radian and second: how fast the headset turns, during a session, to the prefixes that have
     served this session best so far (`hedging.py`); 0 keeps the weights as learned. Above 0 it makes a mixture
     of `best_prefix` too, and begins with half of the weight spread evenly, whatever `safe` has found.
+    `experts` names methods, as `compare` does, whose models are trained apart in the same rounds and mixed
+    with the prefixes, before which they stand: with `fedavg` the first of them, `safe` retreats to FedAvg.
     """
 
     kind: Literal["none", "mixture", "best_prefix"] = "none"
@@ -160,8 +162,17 @@ class Mixing:
     most_hurt: float = 0.05
     windows: int = 8
     online: float = 0.0
+    experts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        require(
+            len(set(self.experts)) == len(self.experts),
+            f"mixing.experts names a method twice in {list(self.experts)}: name each once",
+        )
+        require(
+            not self.experts or self.kind != "none",
+            "mixing.experts: nothing is mixed; set mixing.kind to mixture or best_prefix",
+        )
         require(
             0 <= self.online <= MOST_ONLINE,
             f"mixing.online is {self.online}: give a rate from 0 to {MOST_ONLINE:g}",
@@ -199,7 +210,8 @@ class Method:
     """A federated method: levels, coarse to fine, and one choice in each slot.
 
     `starts`: how often it is trained, each time from a seed of its own; the start of least training loss is
-    kept (random restarts, for what depends on where it begins, such as IFCA).
+    kept (random restarts, for what depends on where it begins, such as IFCA). `experts`: the methods that
+    `mixing.experts` names.
     """
 
     levels: tuple[Level, ...] = (Level("global"),)
@@ -211,8 +223,11 @@ class Method:
     components: Components = field(default_factory=Components)
     adapt: Adapt = field(default_factory=Adapt)
     starts: int = 1
+    experts: tuple[Method, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, expert in zip(self.mixing.experts, self.experts, strict=False):
+            self._require_alongside(name, expert)
         require(self.starts >= 1, f"starts is {self.starts}: give at least 1")
         names = [level.name for level in self.levels]
         require(bool(names), "levels is empty: give at least one level")
@@ -220,6 +235,17 @@ class Method:
         require(not self.levels[0].absorb, "levels: the first level has no level above to be absorbed into")
         for index in range(len(self.levels)):
             parent_level(self.levels, index)
+
+    def _require_alongside(self, name: str, expert: Method) -> None:
+        """Raises ValueError where an expert cannot be trained in the same rounds as this method."""
+        where = f"mixing.experts: {name}"
+        learned = [level.name for level in expert.levels if not isinstance(level.grouping, Known)]
+        require(not learned, f"{where} learns its groups: name a method whose groups are known")
+        require(not expert.experts, f"{where} has experts of its own: name a method without")
+        require(not expert.adapt.steps, f"{where} adapts before it is measured: name a method that does not")
+        for key in ("client", "participation"):
+            ours, theirs = getattr(self, key), getattr(expert, key)
+            require(ours == theirs, f"{where} has {key} {theirs}: give it this method's, {ours}")
 
 
 def parent_level(levels: tuple[Level, ...], index: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ class Simulator(NamedTuple):
     groupings: list[hierarchy.Grouping]
     mesh: Mesh
     block: int
+    experts: tuple[Simulator, ...] = ()  # of the methods that are trained and mixed with this one
 
     @property
     def layout(self) -> Layout:
@@ -42,10 +44,31 @@ class Simulator(NamedTuple):
         """The federation."""
         return self.task.federation
 
+    def on(self, mesh: Mesh) -> Simulator:
+        """The same on other devices."""
+        return self._replace(mesh=mesh, experts=tuple(one.on(mesh) for one in self.experts))
+
 
 @products("float32")
-def simulator(federation: Federation, predictor: Predictor, method: Method, engine: Engine) -> Simulator:
-    """Fits a method to a federation: groups, ownership, device mesh and block size."""
+def simulator(
+    federation: Federation,
+    predictor: Predictor,
+    method: Method,
+    engine: Engine,
+    experts: Sequence[Predictor] = (),
+) -> Simulator:
+    """Fits a method to a federation: groups, ownership, device mesh and block size.
+
+    Args:
+        federation: Clients and their windows.
+        predictor: Of the method.
+        method: Levels and slots.
+        engine: Layout of the computation.
+        experts: Predictors of the method's experts.
+
+    Raises:
+        UserError: A client's traces would be too many to be generated at once, or a label is missing.
+    """
     leaves = sorted(jax.eval_shape(predictor.init, jax.random.key(0)))
     groupings = hierarchy.groupings_of(
         federation.labels,
@@ -65,7 +88,15 @@ def simulator(federation: Federation, predictor: Predictor, method: Method, engi
     share = -(-size // len(devices))  # clients of a device
     most = engine.client_block or (1 if devices[0].platform == "cpu" else ACCELERATOR_BLOCK)
     block = -(-share // -(-share // most))  # blocks of one size, with the least padding
-    return Simulator(task, method, groupings, Mesh(np.array(devices), ("clients",)), block)
+    others = zip(experts, method.experts, strict=True)
+    return Simulator(
+        task,
+        method,
+        groupings,
+        Mesh(np.array(devices), ("clients",)),
+        block,
+        tuple(simulator(federation, one, their, engine) for one, their in others),
+    )
 
 
 def client_of(federation: Federation) -> np.ndarray:
