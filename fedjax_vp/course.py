@@ -40,7 +40,7 @@ class Course:
     def __init__(self, common: Common, point: Point) -> None:
         self.common, self.point = common, point
         # Seeds go up to 2^32 - 1; the state holds the same 32 bits.
-        self.state = rounds_of.init(common.sim, jnp.asarray(np.uint32(point.seed).view(np.int32)))
+        self.state = common.init(jnp.asarray(np.uint32(point.seed).view(np.int32)), common.arrays)
         self.numbers = rounds_of.hyper(point.method, common.rounds)
         self.checkpoints = Checkpoints(point.run_dir / "checkpoints" if point.run_dir else None)
         self.failed: UserError | None = None

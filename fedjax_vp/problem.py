@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from fedjax_vp.data.splits import Split
 from fedjax_vp.data.traces import TraceSet
 from fedjax_vp.evaluate import Evaluation, evaluate, make_errors, make_mixing
 from fedjax_vp.federated import census, regrouping
+from fedjax_vp.federated import round as rounds_of
 from fedjax_vp.federated.federation import Federation, thin
 from fedjax_vp.federated.placement import make_place
 from fedjax_vp.federated.settings import Engine, Evaluate, Method
@@ -85,6 +86,7 @@ class Common:
         self.problem, self.rounds = problem, rounds
         self.sim = problem.simulator()
         self.alone = self.sim.on(processes.own(self.sim.mesh))  # on devices of this process
+        self.init = jax.jit(partial(rounds_of.init, self.sim))  # one function, where op by op takes seconds
         self.chunk = Chunk(self.sim, problem.engine, points * problem.method.starts)
         self.arrays = problem.federation.arrays
         self.errors = make_errors(own(self.sim), problem.federation.shape, self.sim.mesh, problem.evaluate)

@@ -85,8 +85,9 @@ def hyper(method: Method, num_rounds: int) -> Hyper:
     )
 
 
-def init(sim: Simulator, seed: Int[Array, ""]) -> State:
-    """The state before the first round."""
+def init(sim: Simulator, seed: Int[Array, ""], arrays: Arrays | None = None) -> State:
+    """The state before the first round; `arrays` are the federation's, as an argument where this is jitted."""
+    arrays = sim.federation.arrays if arrays is None else arrays
     params = sim.task.predictor.init(jax.random.fold_in(_key(seed), 0))
     clients = None
     if sim.method.local.keep_state:
@@ -97,8 +98,8 @@ def init(sim: Simulator, seed: Int[Array, ""]) -> State:
         count = sim.federation.num_clients
         clients = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), one)
     states = learned_of.begin(sim.layout, sim.groupings, sim.task.predictor.init, _key(seed))
-    states = crowd.counted(sim.layout, states, sim.federation.arrays, sim.federation.shape)
-    experts = tuple(init(one, seed) for one in sim.experts)
+    states = crowd.counted(sim.layout, states, arrays, sim.federation.shape)
+    experts = tuple(init(one, seed, arrays) for one in sim.experts)
     state = State(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.int32), states, clients, experts)
     return jax.tree.map(jnp.copy, state)  # no buffer twice, so that a chunk may take them all over
 
