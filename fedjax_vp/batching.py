@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -97,7 +98,7 @@ class Chunk:
         """Compiles for the present width; returns bytes needed on each device."""
         begun = time.perf_counter()
         arrays, length = self.sim.federation.arrays, self.engine.chunk
-        state = rounds_of.init(self.sim, jnp.int32(0)) if state is None else state
+        state = jax.eval_shape(partial(rounds_of.init, self.sim), jnp.int32(0)) if state is None else state
         numbers, sim, own = rounds_of.hyper(self.sim.method, 1), self.sim, PartitionSpec()
         if self.width > 1:
             sim, own = _spread(sim, self.engine, self._rows), PartitionSpec("points")
@@ -111,7 +112,7 @@ class Chunk:
         self._compiled = compiling.compile(
             chunk,
             (state, arrays, numbers, jnp.int32(1)),
-            (state, rounds_of.no_info(len(sim.layout.levels))),
+            (state, rounds_of.no_info(sim)),
             compiling.Shardings(sim.mesh, (own, PartitionSpec(), own, PartitionSpec()), own),
             donated=1,
         )

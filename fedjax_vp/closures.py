@@ -2,7 +2,8 @@
 
 What a function computes follows from its code and from what it holds: closed-over values, bound objects,
 partial arguments, and so on down to numbers and arrays. The code of this package is digested as text, other
-packages by their versions. What is neither, a function typed in a notebook say, has no digest.
+packages by their versions. What is neither, a function or a class of a notebook say, has no digest; nor has
+anything once a file of this package is newer than the process, which may hold what the file held before.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import enum
 import functools
 import hashlib
 import re
+import time
 import types
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -22,14 +24,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 
 _PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, np.dtype)
-_STANDARD = ("functools", "contextlib", "operator", "math")
 _VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy", "chex", "jaxtyping")
 _PACKAGE = __name__.partition(".")[0]
-_CHECKS = re.compile(r"<@beartype|.*\bjaxtyping\b")  # where functions are made that only check types
+_KNOWN = (_PACKAGE, *_VERSIONED, "builtins", "collections", "contextlib", "functools", "math", "operator")
+_CHECKS = re.compile(r"<@beartype|.*[/\\]jaxtyping[/\\]")  # where functions are made that only check types
 _UNSEEN = ("parent", "scope")  # of a Flax module: places in a tree, not settings
+_IDLE = ("jax_compilation_cache", "jax_persistent_cache", "jax_log", "jax_debug_log")  # decide no trace
+_IMPORTED = time.time()
 
 
 class Opaque(TypeError):
@@ -42,7 +47,7 @@ def digest(*parts: Any) -> str:
     Arguments of a function to be are given as `jax.ShapeDtypeStruct`.
 
     Raises:
-        Opaque: A part holds something that is neither data nor a function of a known package.
+        Opaque: A part holds something that is neither data nor of a known package.
     """
     walk = _Walk()
     walk.add((_code(), _settings(), parts))
@@ -51,17 +56,32 @@ def digest(*parts: Any) -> str:
 
 def _settings() -> list[tuple[str, str]]:
     """JAX's settings, and what is in force of the one that is set for a while (`precision.products`)."""
-    found = [(name, repr(value)) for name, value in sorted(jax.config.values.items())]
+    found = sorted((name, repr(x)) for name, x in jax.config.values.items() if not name.startswith(_IDLE))
     return [*found, ("now", repr(jax.config.jax_default_matmul_precision))]
 
 
-@functools.cache
 def _code() -> tuple[str, ...]:
     """Digest of this package's source, and versions of those it builds on."""
-    sha, root = hashlib.sha256(), Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        sha.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return sha.hexdigest(), *(f"{name} {metadata.version(name)}" for name in _VERSIONED)
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    if any(path.stat().st_mtime > _IMPORTED for path in files):
+        raise Opaque(f"{_PACKAGE} has changed since it was imported")
+    return _texts(tuple(files)), *_versions()
+
+
+@functools.cache
+def _texts(files: tuple[Path, ...]) -> str:
+    sha = hashlib.sha256()
+    for path in files:
+        sha.update(f"{path.name}\n".encode() + path.read_bytes())
+    return sha.hexdigest()
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    try:
+        return tuple(f"{name} {metadata.version(name)}" for name in _VERSIONED)
+    except metadata.PackageNotFoundError as error:
+        raise Opaque(f"{error.name} has no version") from error
 
 
 class _Walk:
@@ -98,51 +118,75 @@ class _Walk:
         if isinstance(item, jax.Array) and jnp.issubdtype(item.dtype, jax.dtypes.prng_key):
             self._say(str(jax.random.key_impl(item)))
             item = jax.random.key_data(item)
+        if item.dtype.hasobject:
+            raise Opaque("an array of objects")
         self._say(f"{item.dtype} {item.shape} {getattr(item, 'weak_type', False)}")
-        self.sha.update(np.ascontiguousarray(item).tobytes())
+        self.sha.update(np.ascontiguousarray(item).reshape(-1).view(np.uint8))
 
 
 def _taken_apart(item: Any) -> tuple[str, Sequence[Any]]:
     """An object's name and what it holds."""
-    kind = _name(type(item))
-    if isinstance(item, type | types.ModuleType | types.BuiltinFunctionType | np.ufunc):
-        return _name(item), ()
-    if isinstance(item, jax.ShapeDtypeStruct):
-        return f"{item.dtype} {item.shape} {item.weak_type}", ()
-    if isinstance(item, list | tuple):
-        return kind, item
-    if isinstance(item, set | frozenset):
-        return kind, sorted(item, key=repr)
-    if isinstance(item, Mapping):
-        return kind, [x for pair in item.items() for x in pair]
-    if isinstance(item, Mesh):
-        return kind, (item.axis_names, item.devices.shape, str(item.devices.flat[0]), item.size)
-    if isinstance(item, PartitionSpec):
-        return str(item), ()
-    if isinstance(item, functools.partial):
-        return kind, (item.func, item.args, item.keywords)
+    if isinstance(item, types.FunctionType):
+        return _function(item)
+    if isinstance(item, type | types.ModuleType):
+        return _named(item), ()
+    kind = _named(type(item))
+    if isinstance(item, types.BuiltinFunctionType):
+        return f"{kind} {item.__qualname__}", (item.__self__,)
+    if isinstance(item, np.ufunc):
+        return f"{kind} {item.__name__}", ()
     if isinstance(item, types.MethodType):
         return kind, (item.__self__, item.__func__)
-    if isinstance(item, types.FunctionType):
-        if _CHECKS.match(item.__code__.co_filename):  # the suite's type checks hold what is not data
-            return kind, (vars(item)["__wrapped__"],)
-        if _package(item) not in (_PACKAGE, *_VERSIONED, *_STANDARD):
-            raise Opaque(f"{_name(item)} is of no package whose code is known")
-        cells = [cell.cell_contents for cell in item.__closure__ or ()]
-        return _name(item), (cells, item.__defaults__, item.__kwdefaults__)
+    if isinstance(item, functools.partial):
+        return kind, (item.func, item.args, item.keywords)
+    if isinstance(item, jax.ShapeDtypeStruct):
+        return f"{item.dtype} {item.shape} {item.weak_type}", ()
+    if isinstance(item, PartitionSpec):
+        return str(item), ()
+    if isinstance(item, Mesh):
+        first = item.devices.flat[0]
+        return kind, (item.axis_names, item.devices.shape, str(item.axis_types), first.platform, str(first))
+    if isinstance(item, list | tuple):
+        return kind, item
+    if isinstance(item, Mapping):
+        return kind, [x for pair in item.items() for x in pair]
+    if isinstance(item, set | frozenset):
+        return kind, sorted(item, key=repr)
     if isinstance(item, contextlib._GeneratorContextManager):  # as a decorator it begins anew each time
         return kind, (item.func, item.args, item.kwds)
-    if hasattr(item, "__wrapped__"):  # jitted, or decorated
-        return kind, (item.__wrapped__,)
-    if dataclasses.is_dataclass(item) and _package(type(item)) in (_PACKAGE, *_VERSIONED):
-        fields = [one.name for one in dataclasses.fields(item) if one.name not in _UNSEEN]
-        return kind, [x for name in fields for x in (name, getattr(item, name))]
+    if dataclasses.is_dataclass(item):
+        unseen = _UNSEEN if isinstance(item, nn.Module) else ()
+        names = [one.name for one in dataclasses.fields(item) if one.name not in unseen]
+        return kind, [x for name in names for x in (name, getattr(item, name))]
+    if hasattr(item, "__wrapped__"):  # jitted, cached, or with derivatives of its own
+        return kind, [getattr(item, name, None) for name in ("__wrapped__", "fwd", "bwd", "jvp")]
     raise Opaque(f"{kind} cannot be taken apart")
 
 
-def _name(item: Any) -> str:
-    return f"{getattr(item, '__module__', '')}.{getattr(item, '__qualname__', getattr(item, '__name__', ''))}"
+def _function(item: types.FunctionType) -> tuple[str, Sequence[Any]]:
+    """The name of a function's code, which is not that of what it wraps, and what it has closed over."""
+    code = item.__code__
+    if _CHECKS.match(code.co_filename) and hasattr(item, "__wrapped__"):  # of the suite
+        return "checked", (vars(item)["__wrapped__"],)
+    where = str(item.__globals__.get("__name__"))
+    _require_known(where, code.co_qualname)
+    try:
+        cells = [cell.cell_contents for cell in item.__closure__ or ()]
+    except ValueError as error:
+        raise Opaque(f"{where}.{code.co_qualname} closes over what is not there yet") from error
+    return f"{where}.{code.co_qualname}", (cells, item.__defaults__, item.__kwdefaults__)
 
 
-def _package(item: Any) -> str:
-    return (getattr(item, "__module__", None) or "").partition(".")[0]
+def _named(item: Any) -> str:
+    """Name of a class or module of a known package."""
+    if isinstance(item, types.ModuleType):
+        where, name = item.__name__, ""
+    else:
+        where, name = item.__module__, item.__qualname__
+    _require_known(where, name)
+    return f"{where}.{name}"
+
+
+def _require_known(where: str, name: str) -> None:
+    if where.partition(".")[0] not in _KNOWN:
+        raise Opaque(f"{where}.{name} is of no package whose code is known")

@@ -95,8 +95,8 @@ def _kept(function: Any, leaves: Sequence[Any], facts: tuple[Any, ...]) -> Calla
         leaves: Their shapes and types.
         facts: All that it follows from.
     """
-    folder = jax.config.jax_compilation_cache_dir
-    if not folder or jax.process_count() > 1:
+    folder, enabled = jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache
+    if not folder or not enabled or jax.process_count() > 1:
         return function
     try:
         path = Path(folder) / f"{closures.digest(facts)}{_SUFFIX}"
@@ -106,10 +106,13 @@ def _kept(function: Any, leaves: Sequence[Any], facts: tuple[Any, ...]) -> Calla
         data = path.read_bytes()
     except OSError:
         data = b""
-    if _sound(data):
-        return export.deserialize(bytearray(data[_DIGEST:])).call
-    found = export.export(function)(*leaves)
-    data = bytes(found.serialize())
+    try:
+        if _sound(data):
+            return export.deserialize(bytearray(data[_DIGEST:])).call
+        found = export.export(function)(*leaves)
+        data = bytes(found.serialize())
+    except (ValueError, NotImplementedError):  # some operations of accelerators cannot be kept
+        return function
     beside = path.with_suffix(f".{os.getpid()}")
     try:
         beside.write_bytes(hashlib.sha256(data).digest() + data)

@@ -8,7 +8,8 @@ that a file holds only what it is about.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,6 +46,8 @@ _OWN: dict[str, Any] = dict.fromkeys(
     ("levels", "client", "mixing", "components", "adapt", "compare", "algorithm", "name")
 )
 _SHARED = ("seed", "rounds", "dataset", "protocol", "engine", "evaluate", "coldstart")
+_EXPERTS = "experts"  # their settings in a resolved mapping
+_NOT_OWN = (*_SHARED, "compare")  # of an expert: its method's are all else
 _FREE = ("name", "seed", "engine", "compare")  # what may differ between runs of one method
 _METHOD = Method()
 
@@ -99,7 +102,8 @@ class Config(BaseModel):
     @property
     def method(self) -> Method:
         """Levels and slots as the engine takes them."""
-        return self._method(tuple(one.method for one in self.experts.values()))
+        # An expert predicts with its whole hierarchy: what it mixes by itself is mixed here.
+        return self._method(tuple(replace(one.method, mixing=Mixing()) for one in self.experts.values()))
 
     def _method(self, experts: tuple[Method, ...]) -> Method:
         return Method(
@@ -139,8 +143,13 @@ class Config(BaseModel):
         return {name: other.model_copy(update=shared) for name, other in others.items() if other}
 
     def to_mapping(self) -> dict[str, Any]:
-        """Every setting, resolved, as JSON and YAML have them."""
-        return {key: plain(getattr(self, key)) for key in type(self).model_fields}
+        """Every setting, resolved, as JSON and YAML have them; those of experts under `experts`."""
+        found = {key: plain(getattr(self, key)) for key in type(self).model_fields}
+        own = {
+            name: {key: value for key, value in one.to_mapping().items() if key not in _NOT_OWN}
+            for name, one in self.experts.items()
+        }
+        return {**found, _EXPERTS: own} if own else found
 
 
 Config.model_rebuild()
@@ -169,8 +178,9 @@ def load_config(source: str | Path | Mapping[str, Any] = "quickstart", **overrid
     else:
         path = find_config(source)
         name, where, given = path.stem, str(path), read(path)
+    known = _known_experts(given, where)
     layers = [Layer(where, {"name": name, **given}), Layer("overrides", nest(overrides.items()))]
-    config = _with_experts(layers, _resolve(layers, _algorithm(layers)))
+    config = _with_experts(layers, _resolve(layers, _algorithm(layers)), known)
     config._beside.update(
         {other: _resolve_beside(layers, config.algorithm, other) for other in config.compare}
     )
@@ -236,10 +246,33 @@ def _resolve(layers: list[Layer], algorithm: str) -> Config:
         raise UserError(f"{layers[0].source}: {message}") from error
 
 
-def _with_experts(layers: list[Layer], config: Config) -> Config:
-    """The config with what its `mixing.experts` names."""
+def _known_experts(given: dict[str, Any], where: str) -> Mapping[str, Any]:
+    """Takes the experts' settings out of a resolved mapping."""
+    known = given.pop(_EXPERTS, {})
+    if not isinstance(known, Mapping) or not all(isinstance(one, Mapping) for one in known.values()):
+        raise UserError(f"{_EXPERTS} is {known!r} ({where}): name methods under mixing.experts")
+    return known
+
+
+def _with_experts(layers: list[Layer], config: Config, known: Mapping[str, Any]) -> Config:
+    """The config with what its `mixing.experts` names.
+
+    Args:
+        layers: What the config was made of.
+        config: The config.
+        known: Settings of experts that were resolved before, as `Config.to_mapping` has them.
+    """
+    key = "mixing.experts"
     for name in config.mixing.experts:
-        config._beside[name] = _resolve_beside(layers, config.algorithm, name, "mixing.experts")
+        if name in known:
+            usual = plain(recipe(_algorithm([Layer(key, known[name])])).settings)
+            over = [_others(layer, plain(recipe(config.algorithm).settings), usual) for layer in layers[1:]]
+            before = [Layer(f"{_EXPERTS}.{name}", known[name]), *over]
+            config._beside[name] = _resolve(before, _algorithm(before[:1]))
+        else:
+            config._beside[name] = _resolve_beside(layers, config.algorithm, name, key)
+        if config._beside[name].mixing.experts:
+            raise UserError(f"{key}: {name} has experts of its own: name a method without")
     try:
         _ = config.method
     except ValueError as error:
@@ -259,15 +292,17 @@ def _resolve_beside(layers: list[Layer], own: str, other: str, key: str = "compa
         file = {key: value for key, value in read(shipped[other]).items() if key not in (*_SHARED, "compare")}
         theirs = Layer(str(shipped[other]), {**file, "name": other})
     algorithm = _algorithm([theirs])
-    usual = plain(recipe(own).settings)
-    own_only = _without(usual, plain(recipe(algorithm).settings))
-    kept = []
-    for layer in layers:
-        value = _without(_without(layer.value, own_only), _OWN)
-        # A resolved file repeats what its own recipe says: that is nobody else's.
-        kept.append(layer._replace(value=_without(value, usual, where_equal=True)))
-    layers = [kept[0], theirs, *kept[1:]]  # overrides come after both files
-    return _with_experts(layers, _resolve(layers, algorithm))
+    usual, theirs_usual = (plain(recipe(one).settings) for one in (own, algorithm))
+    first, *over = (_others(layer, usual, theirs_usual) for layer in layers)
+    layers = [first, theirs, *over]  # overrides come after both files
+    return _with_experts(layers, _resolve(layers, algorithm), {})
+
+
+def _others(layer: Layer, usual: Mapping[str, Any], theirs: Mapping[str, Any]) -> Layer:
+    """What a layer says of a method beside the own one, whose recipe says what is `usual`."""
+    value = _without(_without(layer.value, _without(usual, theirs)), _OWN)
+    # A resolved file repeats what its own recipe says: that is nobody else's.
+    return layer._replace(value=_without(value, usual, where_equal=True))
 
 
 def _without(

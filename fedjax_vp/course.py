@@ -92,9 +92,11 @@ class Course:
     def take(self, state: Any, info: rounds_of.RoundInfo, count: int) -> None:
         """Takes over the state after `count` more rounds and what they tell, and sees whether it is sound."""
         self.state = state
-        sick = np.flatnonzero(~info.healthy[:count])
+        sick = np.flatnonzero(~info.healthy[:count].all(axis=1))
         if len(sick):
-            self.failed = UserError(_diverged(self.done + int(sick[0]) + 1, self.checkpoints))
+            experts = zip(self.common.problem.method.mixing.experts, info.healthy[sick[0], 1:], strict=True)
+            names = [name for name, healthy in experts if not healthy]
+            self.failed = UserError(_diverged(self.done + int(sick[0]) + 1, names, self.checkpoints))
             return
         for name in PER_ROUND:
             self.log["rounds"][name] += getattr(info, name)[:count].tolist()
@@ -237,10 +239,11 @@ def advance(common: Common, courses: Sequence[Course]) -> None:
         course.take(state, info, count)
 
 
-def _diverged(round_index: int, checkpoints: Checkpoints) -> str:
+def _diverged(round_index: int, experts: Sequence[str], checkpoints: Checkpoints) -> str:
+    whose = f" of {' and '.join(experts)} in mixing.experts" if experts else ""
     good = checkpoints.last_round()
     kept = f"the last good checkpoint is of round {good}" if good else "there is no earlier checkpoint"
     return (
-        f"the run diverged in round {round_index} (values are not finite); {kept}; "
+        f"the run diverged in round {round_index} (values{whose} are not finite); {kept}; "
         "lower local.lr or a level's server.lr, or set local.clip"
     )

@@ -119,8 +119,9 @@ def check_on(configs: Mapping[str, Config], traces: TraceSet, split: splits.Spli
             made = problem(one, traces, split, horizons(one, traces.rate_hz))
             sim = made.simulator()
             make_mixing(sim.on(processes.own(sim.mesh)))
-            for level in made.method.levels:
-                transformation(level.server)
+            for method in (made.method, *made.method.experts):
+                for level in method.levels:
+                    transformation(level.server)
 
 
 @contextmanager
@@ -142,12 +143,13 @@ def needless(config: Config, split: splits.Split) -> str:
 
 def unmixed(config: Config, split: splits.Split) -> str:
     """Says so, if the config mixes levels and there is nothing to learn the weights on; else nothing."""
-    if config.mixing.kind == "none" or len(config.levels) == 1 or split.windows("valid").any():
+    single = len(config.levels) + len(config.experts) == 1
+    if config.mixing.kind == "none" or single or split.windows("valid").any():
         return ""
     together = "begin with half of the weight together" if config.mixing.online else "predict together"
     return (
         f"learns no weights of its levels, for there is no validation window: all {together} at every "
-        "horizon; raise protocol.valid_share, or set mixing.kind to none"
+        "horizon; raise protocol.valid_share, or set mixing.kind to none (and mixing.experts to [])"
     )
 
 

@@ -81,10 +81,10 @@ def models(sim: Simulator, state: State, arrays: Arrays, session: Int[Array, ""]
     return *(prefixes(*one, arrays, session) for one in beside), prefixes(sim, state, arrays, session)
 
 
-def of_models(sim: Simulator, models: Models, inputs: Inputs) -> Float[Array, "prefix window horizon 3"]:
+def of_models(sim: Simulator, found: Models, inputs: Inputs) -> Float[Array, "prefix window horizon 3"]:
     """Predictions of `models`, in their order."""
     predictors = [one.task.predictor for one in (*sim.experts, sim)]
-    return jnp.concatenate([of_prefixes(*one, inputs) for one in zip(predictors, models, strict=True)])
+    return jnp.concatenate([of_prefixes(*one, inputs) for one in zip(predictors, found, strict=True)])
 
 
 def prefixes(sim: Simulator, state: State, arrays: Arrays, session: Int[Array, ""]) -> Params:

@@ -9,6 +9,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compilation is most of what tests take
 
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # what a test patches must not be kept
+
 import jax
 import pytest
 

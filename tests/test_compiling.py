@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +66,34 @@ def test_a_function_made_again_has_the_same_digest(own: str) -> None:
     assert closures.digest(chunk(built())) == own
 
 
+SCRIPT = """
+from fedjax_vp import closures, fitting
+from fedjax_vp.config import load_config
+from fedjax_vp.federated import round as rounds
+
+planted = {"kind": "planted", "users": 6, "videos": 4, "duration_s": 30.0}
+config = load_config({"algorithm": "five_layers", "dataset": planted})
+traces, split = fitting.load_traces(config)
+made = fitting.problem(config, traces, split, fitting.horizons(config, traces.rate_hz))
+print(closures.digest(rounds.make_chunk(made.simulator(), 2)))
+"""
+
+
+def test_another_process_finds_the_same_digest() -> None:
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == 65
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_whatever_a_function_holds_changes_its_digest(name: str, own: str) -> None:
     assert closures.digest(OTHERS[name]()) != own
@@ -85,10 +117,25 @@ def test_the_packages_code_counts(own: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert closures.digest(chunk(built())) != own
 
 
-@pytest.mark.parametrize("held", [lambda x: x, object(), {1: object()}, [iter(())]])
+class Mine(NamedTuple):
+    """A class of a notebook, whose methods may change while its name stays."""
+
+    value: int = 1
+
+
+HELD = (lambda x: x, object(), {1: object()}, [iter(())], Mine(), Mine, wraps(rounds.init)(lambda x: x))
+
+
+@pytest.mark.parametrize("held", HELD)
 def test_what_is_not_known_has_no_digest(held: Any) -> None:
     with pytest.raises(closures.Opaque):
         closures.digest(held)
+
+
+def test_a_file_changed_since_the_import_leaves_no_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closures, "_IMPORTED", 0.0)
+    with pytest.raises(closures.Opaque, match="changed"):
+        closures.digest(1)
 
 
 @pytest.fixture
@@ -100,12 +147,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def run(sim: Simulator) -> list[np.ndarray]:
+def run(sim: Simulator, seed: int = 5) -> list[np.ndarray]:
     """Three rounds through `compile`."""
     whole = NamedSharding(sim.mesh, PartitionSpec())
-    state, numbers = rounds.init(sim, jnp.int32(5)), rounds.hyper(sim.method, 3)
+    state, numbers = rounds.init(sim, jnp.int32(seed)), rounds.hyper(sim.method, 3)
     args = (state, sim.federation.arrays, numbers, jnp.int32(3))
-    like = (state, rounds.no_info(len(state.levels)))
+    like = (state, rounds.no_info(sim))
     compiled = compiling.compile(
         chunk(sim),
         args,
@@ -118,7 +165,7 @@ def run(sim: Simulator) -> list[np.ndarray]:
 
 
 def kept(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.stablehlo"))
+    return sorted(folder.rglob("*.stablehlo"))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +198,7 @@ def fail(*args: Any) -> Any:
 
 def test_another_seed_finds_it_and_another_method_does_not(folder: Path) -> None:
     run(built())
-    run(built())
+    run(built(), seed=6)
     assert len(kept(folder)) == 1
     run(built(replace(METHOD, local=Local(steps=3, batch=4))))
     assert len(kept(folder)) == 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,13 +18,13 @@ from fedjax_vp import evaluate, forecasting
 from fedjax_vp.batching import static_part
 from fedjax_vp.config import load_config
 from fedjax_vp.cost import by_depth
-from fedjax_vp.course import Course
+from fedjax_vp.course import PER_ROUND, Course
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated import hedging, mixing
 from fedjax_vp.federated.federation import build
 from fedjax_vp.federated.grouping.settings import IFCA
 from fedjax_vp.federated.settings import Adapt, Engine, Evaluate, Level, Method, Mixing, Uniform
-from fedjax_vp.problem import Common, Outcome, Point, Problem
+from fedjax_vp.problem import Common, Point, Problem
 from fedjax_vp.simulate import simulate
 
 ROUNDS = 5
@@ -43,6 +45,12 @@ BOTH = replace(
     mixing=Mixing("mixture", experts=("plain", "by_video"), online=1.0),
     experts=(PLAIN, BY_VIDEO),
 )
+METHODS = {
+    "plain": (PLAIN, False),
+    "by_video": (BY_VIDEO, True),
+    "stack": (STACK, False),
+    "both": (BOTH, False),
+}
 TABLES = (False, True)  # the second expert has a leaf that the method does not have
 
 
@@ -59,13 +67,16 @@ def problem(method: Method, table: bool = False, devices: int = 1) -> Problem:
     )
 
 
-def run(method: Method, table: bool = False, devices: int = 1) -> Outcome:
-    return simulate(problem(method, table, devices), ROUNDS, seed=3)
-
-
-@pytest.fixture(scope="module")
-def both() -> Outcome:
-    return run(BOTH)
+@cache
+def trained(name: str, devices: int = 1) -> Course:
+    """A method after its rounds, unmeasured."""
+    method, table = METHODS[name]
+    course = Course(Common(problem(method, table, devices), ROUNDS), Point(3, method))
+    [course.state], [info] = course.common.chunk([course.state], [course.numbers], ROUNDS)
+    for key in PER_ROUND:
+        course.log["rounds"][key] = getattr(info, key).tolist()
+    assert info.healthy.all()
+    return course
 
 
 def close(a: Any, b: Any) -> None:
@@ -73,27 +84,37 @@ def close(a: Any, b: Any) -> None:
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
-def test_each_is_what_it_is_alone(both: Outcome) -> None:
-    close(both.state.experts[0], run(PLAIN).state)
-    close(both.state.experts[1], run(BY_VIDEO, table=True).state)
-    close(both.state._replace(experts=()), run(STACK).state)
+def test_each_is_what_it_is_alone() -> None:
+    both = trained("both").state
+    close(both.experts[0], trained("plain").state)
+    close(both.experts[1], trained("by_video").state)
+    close(both._replace(experts=()), trained("stack").state)
 
 
-def test_devices_change_nothing(both: Outcome) -> None:
-    close(run(BOTH, devices=2).state, both.state)
+def test_devices_change_nothing() -> None:
+    close(trained("both", devices=2).state, trained("both").state)
 
 
-@pytest.fixture(scope="module")
-def trained() -> tuple[Common, Course]:
-    common = Common(problem(BOTH), ROUNDS)
-    course = Course(common, Point(3, BOTH))
-    states, _ = common.chunk([course.state], [course.numbers], ROUNDS)
-    course.state = states[0]
-    return common, course
+def test_points_side_by_side_change_nothing() -> None:
+    """Two seeds in one compiled function, each with its experts."""
+    common = Common(problem(BOTH)._replace(engine=Engine(devices=1, chunk=ROUNDS, points=2)), ROUNDS, 2)
+    courses = [Course(common, Point(seed, BOTH)) for seed in (2, 3)]
+    states, _ = common.chunk([one.state for one in courses], [one.numbers for one in courses], ROUNDS)
+    close(states[1], trained("both").state)
 
 
-def test_their_predictions_come_before_the_prefixes(trained: tuple[Common, Course]) -> None:
-    common, course = trained
+def test_they_are_kept_in_checkpoints(tmp_path: Path) -> None:
+    course = trained("both")
+    course.save_to(tmp_path / "checkpoints")
+    again = Course(course.common, Point(3, BOTH, tmp_path))
+    again.resume()
+    again.checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, again.state, course.state)
+
+
+def test_their_predictions_come_before_the_prefixes() -> None:
+    course = trained("both")
+    common = course.common
     sim, arrays, session = common.sim, common.arrays, jnp.int32(4)
     window = forecasting.gather(arrays, toy.SHAPE, session[None], arrays.test.of(session)[:1])[0]
     found = forecasting.of_models(sim, forecasting.models(sim, course.state, arrays, session), window)
@@ -106,9 +127,10 @@ def test_their_predictions_come_before_the_prefixes(trained: tuple[Common, Cours
     np.testing.assert_allclose(found[2], sim.task.predictor.apply(model, window), rtol=1e-5)
 
 
-def test_the_weights_are_learned_over_all_of_them(trained: tuple[Common, Course]) -> None:
+def test_the_weights_are_learned_over_all_of_them() -> None:
     """The best single model on validation windows is found, whichever it is."""
-    common, course = trained
+    course = trained("both")
+    common = course.common
     for place in range(4):
         best = replace(BOTH, mixing=replace(BOTH.mixing, kind="best_prefix"))
         sim = replace_method(common, best)
@@ -171,18 +193,15 @@ def test_safe_retreats_to_the_first_expert() -> None:
 
 def test_a_sick_expert_stops_the_run() -> None:
     sick = replace(BOTH, experts=(replace(PLAIN, local=probe.local(lr=1e30, steps=3)), BY_VIDEO))
-    with pytest.raises(UserError, match="diverged"):
-        run(sick)
+    with pytest.raises(UserError, match=r"diverged in round 1 .*of plain in mixing.experts"):
+        simulate(problem(sick), ROUNDS, seed=3)
 
 
-def test_bytes_are_counted(both: Outcome) -> None:
-    alone = [run(PLAIN), run(BY_VIDEO, table=True), run(STACK)]
-    for key in ("bytes_up", "bytes_down"):
-        assert both.counters[key] == sum(one.counters[key] for one in alone)
-    costs = [
-        by_depth(problem(m, t).simulator()) for m, t in ((PLAIN, False), (BY_VIDEO, True), (STACK, False))
-    ]
-    found = by_depth(problem(BOTH).simulator())
+def test_bytes_are_counted() -> None:
+    alone, both = [trained(name) for name in ("plain", "by_video", "stack")], trained("both")
+    for key, total in both.traffic(ROUNDS).items():
+        assert total == sum(one.traffic(ROUNDS)[key] for one in alone)
+    costs, found = [by_depth(one.common.sim) for one in alone], by_depth(both.common.sim)
     assert found.level == ["global", "video", "plain", "by_video"]
     for key in ("server_bytes", "headset_bytes", "sent_bytes"):
         assert getattr(found, key)[-1] == sum(getattr(one, key)[-1] for one in costs)
@@ -216,8 +235,8 @@ def test_what_cannot_be_trained_beside_is_refused(expert: Method, words: str) ->
         ({"experts": ["fedavg", "fedavg"]}, "twice"),
         ({"experts": ["fedavgg"]}, "mixing.experts: 'fedavgg' is neither"),
         ({"experts": ["ifca"]}, "mixing.experts: ifca learns its groups"),
-        ({"experts": ["david_five_layers"]}, "david_five_layers learns its groups"),
-        ({"experts": ["fedavg"], "kind": "none"}, "nothing is mixed"),
+        ({"experts": ["david_five_layers"]}, "david_five_layers has experts of its own"),
+        ({"experts": ["fedavg"], "kind": "none"}, "mixing.kind is none"),
     ],
 )
 def test_mistakes_are_told_with_their_key(settings: dict[str, Any], words: str) -> None:
@@ -230,9 +249,46 @@ def test_an_expert_is_the_method_that_is_compared() -> None:
     config = load_config("david_five_layers", compare=["fedavg", "per_video"], **{"local.batch": 16})
     assert config.experts == config.beside
     assert config.experts["fedavg"].local.batch == 16
+    assert config.experts["fedavg"].local.prefix_share == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "overrides"),
+    [
+        ("david_five_layers", {"local.batch": 16}),
+        ({"algorithm": "ifca"}, {"mixing": {"kind": "mixture", "experts": ["fedavg", "per_video"]}}),
+        (
+            "planted_fedavg",
+            {
+                "mixing": {"kind": "mixture", "experts": ["jin_fedavg_5"]},
+                "local.lr": 0.5,
+                "participation.clients": 32,
+            },
+        ),
+    ],
+)
+def test_a_resolved_config_keeps_its_experts(source: Any, overrides: dict[str, Any]) -> None:
+    """As a run folder has them, whatever their recipes and files say by then."""
+    config = load_config(source, **overrides)
     again = load_config(config.to_mapping())
-    assert again.experts == config.experts
+    assert again.to_mapping() == config.to_mapping()
+    assert {name: one.model for name, one in again.experts.items()} == {
+        name: one.model for name, one in config.experts.items()
+    }
     assert again.method == config.method
+    changed = load_config(config.to_mapping(), **{"local.clip": 0.25, "seed": 3})
+    assert all(one.local.clip == 0.25 and one.seed == 3 for one in changed.experts.values())
+
+
+def test_an_expert_predicts_with_its_whole_hierarchy() -> None:
+    config = load_config({"algorithm": "five_layers"}, mixing={"experts": ["global_video"]})
+    assert config.experts["global_video"].mixing.kind == "mixture"
+    assert config.method.experts[0].mixing.kind == "none"
+
+
+def test_settings_of_experts_are_not_written_by_hand() -> None:
+    with pytest.raises(UserError, match=r"experts is \['fedavg'\].*mixing.experts"):
+        load_config({"algorithm": "five_layers", "experts": ["fedavg"]})
 
 
 def test_a_named_config_brings_its_experts() -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import fedjax_vp as fvp
-from fedjax_vp import fitting
+from fedjax_vp import closures, fitting
 from fedjax_vp.batching import static_part
 from fedjax_vp.config import Config, load_config, shipped_configs
 from fedjax_vp.federated import round as rounds
@@ -61,6 +61,7 @@ def test_a_shipped_config_builds(name: str) -> None:
     assert len(state.levels) == len(sim.method.levels)
     for level in state.levels:
         assert all(jnp.issubdtype(rows.dtype, jnp.floating) for rows in level.rows.values())
+    assert closures.digest(rounds.make_chunk(sim, 1))  # its chunk can be kept (`compiling.compile`)
 
 
 @pytest.mark.slow

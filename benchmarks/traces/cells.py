@@ -13,6 +13,7 @@ SETS = ("jin", "wu", "david", "avtrack")
 TABLES = ("unseen_users", "adaptation", "within_session", "ablation")
 
 _STACKS = ("global_video", "three_layers", "five_layers", "global_video_offline", "five_layers_offline")
+_STACKS += ("five_layers_alone",)
 _SHORT = ("fedavg", "centralized", "per_video", *_STACKS, "ifca", "cfl")
 _ALL = (*_SHORT, "fedgroup", "finetune", "local_only", "oracle")
 _WITHIN = tuple(name for name in _ALL if name != "centralized")
@@ -35,9 +36,10 @@ _SELDOM = {"evaluate.every": 100, "engine.chunk": 100}  # looks on the way and c
 _CONFIGS = {"three_layers": "global_video_user", "no_user_category": "five_layers"}
 _CONFIGS |= {"no_video_category": "five_layers", "oracle": "global_video"}
 _OFFLINE = "_offline"  # the same models, mixed by the learned weights to the end of the session
+_ALONE = "_alone"  # no experts beside the hierarchy
 _CLOCK_S = {"jin": 60, "wu": 75, "david": 45, "avtrack": 60}  # one seed of FedAvg on two cores
-_TIMES = {"centralized": 1.2, "per_video": 1.3, "global_video": 2.0, "three_layers": 3.0, "five_layers": 5.0}
-_TIMES |= {"ifca": 2.5, "cfl": 1.2, "local_only": 0.6, "oracle": 2.0}
+_TIMES = {"centralized": 1.2, "per_video": 1.3, "global_video": 2.0, "three_layers": 3.0, "five_layers": 7.0}
+_TIMES |= {"five_layers_alone": 5.0, "ifca": 2.5, "cfl": 1.2, "local_only": 0.6, "oracle": 2.0}
 _ABLATION, _EVALUATED = 5.0, 0.5
 
 
@@ -113,7 +115,7 @@ def config(cell: Cell, seed: int) -> Config:
     method = (
         cell.method.rpartition("_")[0] if cell.table == "adaptation" and "_" in cell.method else cell.method
     )
-    base = method.removesuffix(_OFFLINE)
+    base = method.removesuffix(_OFFLINE).removesuffix(_ALONE)
     source = f"{cell.dataset}_{_CONFIGS.get(base, base)}"
     return load_config(source, seed=seed, compare=[], **_overrides(cell, method, source))
 
@@ -138,6 +140,8 @@ def _overrides(cell: Cell, method: str, source: str) -> Mapping[str, Any]:
         changes["levels"] = [plain(level) for level in levels if level.name != method.removeprefix("no_")]
     if method.endswith(_OFFLINE):
         changes["mixing.online"] = 0.0
+    if method.endswith(_ALONE):
+        changes["mixing.experts"] = []
     if method == "oracle":
         changes["levels"] = {"video": {"grouping": _ORACLE}}
     if method == "local_only" and cell.table == "unseen_users":

@@ -66,7 +66,7 @@ class RoundInfo(NamedTuple):
     nonfinite: Int[Array, ""]  # clients left out because their result was not finite
     sessions_down: Int[Array, ""]  # sessions of the invited clients, and of those that reported
     sessions_up: Int[Array, ""]
-    healthy: Bool[Array, ""]  # the server's rows are finite, and not every client was left out
+    healthy: Bool[Array, "model"]  # rows are finite and not every client was left out; then of each expert
     moved: Int[Array, "level"]  # units that changed groups at the start of the round
 
 
@@ -86,7 +86,7 @@ def hyper(method: Method, num_rounds: int) -> Hyper:
 
 
 def init(sim: Simulator, seed: Int[Array, ""], arrays: Arrays | None = None) -> State:
-    """The state before the first round; `arrays` are the federation's, as an argument where this is jitted."""
+    """The state before the first round; `arrays`, the federation's, are an argument where this is jitted."""
     arrays = sim.federation.arrays if arrays is None else arrays
     params = sim.task.predictor.init(jax.random.fold_in(_key(seed), 0))
     clients = None
@@ -132,8 +132,9 @@ def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, 
         trained = [one(its, arrays, its_numbers) for one, its, its_numbers in others]
         new = State(state.round + 1, state.seed, rows, kept, tuple(one for one, _ in trained))
         info = _info(new, arrays, cohort, reported, loss)
-        healthy = jnp.stack([info.healthy, *(its.healthy for _, its in trained)]).all()
-        return new, info._replace(moved=moved, healthy=healthy)
+        healthy = jnp.concatenate([info.healthy, *(its.healthy for _, its in trained)])
+        lost = info.nonfinite + sum(its.nonfinite for _, its in trained)
+        return new, info._replace(moved=moved, healthy=healthy, nonfinite=lost)
 
     return round_fn
 
@@ -163,12 +164,12 @@ def _info(
         nonfinite=lost,
         sessions_down=jnp.sum(jnp.where(cohort.invited, sessions, 0)),
         sessions_up=jnp.sum(jnp.where(reported, sessions, 0)),
-        healthy=finite & ((count > 0) | (lost == 0)),
+        healthy=(finite & ((count > 0) | (lost == 0)))[None],
         moved=jnp.zeros(len(state.levels), jnp.int32),
     )
 
 
-def no_info(levels: int) -> RoundInfo:
+def no_info(sim: Simulator) -> RoundInfo:
     """Facts of a round that has not been run."""
     none = jnp.zeros((), jnp.int32)
     return RoundInfo(
@@ -178,8 +179,8 @@ def no_info(levels: int) -> RoundInfo:
         nonfinite=none,
         sessions_down=none,
         sessions_up=none,
-        healthy=jnp.zeros((), bool),
-        moved=jnp.zeros(levels, jnp.int32),
+        healthy=jnp.zeros(1 + len(sim.experts), bool),
+        moved=jnp.zeros(len(sim.layout.levels), jnp.int32),
     )
 
 
@@ -318,7 +319,7 @@ def make_chunk(sim: Simulator, length: int) -> Callable[..., tuple[State, RoundI
     round_fn = make_round(sim)
 
     def chunk(state: State, arrays: Arrays, numbers: Hyper, count: Int[Array, ""]) -> tuple[State, RoundInfo]:
-        infos = jax.tree.map(lambda x: jnp.broadcast_to(x, (length, *x.shape)), no_info(len(state.levels)))
+        infos = jax.tree.map(lambda x: jnp.broadcast_to(x, (length, *x.shape)), no_info(sim))
 
         def body(index: Array, carry: tuple[State, RoundInfo]) -> tuple[State, RoundInfo]:
             state, infos = carry

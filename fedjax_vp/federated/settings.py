@@ -16,6 +16,7 @@ from fedjax_vp.federated.grouping.settings import CFL, IFCA, FromData, Grouping,
 from fedjax_vp.federated.precision import Precision
 from fedjax_vp.federated.server import Average, Schedule, ServerOptimizer
 from fedjax_vp.models.losses import GreatCircle, LossSettings
+from fedjax_vp.settings_text import plain
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Mixing:
     served this session best so far (`hedging.py`); 0 keeps the weights as learned. Above 0 it makes a mixture
     of `best_prefix` too, and begins with half of the weight spread evenly, whatever `safe` has found.
     `experts` names methods, as `compare` does, whose models are trained apart in the same rounds and mixed
-    with the prefixes, before which they stand: with `fedavg` the first of them, `safe` retreats to FedAvg.
+    with the prefixes, before which they stand: `safe` retreats to the first of them, so name `fedavg` first.
     """
 
     kind: Literal["none", "mixture", "best_prefix"] = "none"
@@ -171,7 +172,8 @@ class Mixing:
         )
         require(
             not self.experts or self.kind != "none",
-            "mixing.experts: nothing is mixed; set mixing.kind to mixture or best_prefix",
+            "mixing.experts are mixed with the method, but mixing.kind is none: set mixing.experts to [], "
+            "or mixing.kind to mixture or best_prefix",
         )
         require(
             0 <= self.online <= MOST_ONLINE,
@@ -226,7 +228,8 @@ class Method:
     experts: tuple[Method, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, expert in zip(self.mixing.experts, self.experts, strict=False):
+        names = self.mixing.experts if self.experts else ()  # a config makes its method without them first
+        for name, expert in zip(names, self.experts, strict=True):
             self._require_alongside(name, expert)
         require(self.starts >= 1, f"starts is {self.starts}: give at least 1")
         names = [level.name for level in self.levels]
@@ -244,8 +247,9 @@ class Method:
         require(not expert.experts, f"{where} has experts of its own: name a method without")
         require(not expert.adapt.steps, f"{where} adapts before it is measured: name a method that does not")
         for key in ("client", "participation"):
-            ours, theirs = getattr(self, key), getattr(expert, key)
-            require(ours == theirs, f"{where} has {key} {theirs}: give it this method's, {ours}")
+            ours, theirs = (plain(getattr(one, key)) for one in (self, expert))
+            how = "make them equal, or set mixing.experts to []"
+            require(ours == theirs, f"{where} has {key} {theirs} and this method {ours}: {how}")
 
 
 def parent_level(levels: tuple[Level, ...], index: int) -> int | None:

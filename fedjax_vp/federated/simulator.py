@@ -88,6 +88,8 @@ def simulator(
     share = -(-size // len(devices))  # clients of a device
     most = engine.client_block or (1 if devices[0].platform == "cpu" else ACCELERATOR_BLOCK)
     block = -(-share // -(-share // most))  # blocks of one size, with the least padding
+    if not len(experts) == len(method.experts) == len(method.mixing.experts):
+        raise ValueError("a method, its mixing.experts and their predictors must be equally many")
     others = zip(experts, method.experts, strict=True)
     return Simulator(
         task,
