@@ -124,7 +124,7 @@ class Course:
             entries[fact["level"]].update(fact)
 
     def forecaster_state(self) -> tuple[Any, Any]:
-        """The state with newcomers in groups, and the weights of its prefixes."""
+        """The state with newcomers in groups, and the weights of what is mixed."""
         placed = self.common.place(self.state)
         return placed, self.common.mixing(placed)
 

@@ -48,7 +48,7 @@ class Evaluation(NamedTuple):
 
 
 def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
-    """Learner of the prefixes' weights on validation windows, each predicted by the models of its session.
+    """Learner of the weights of experts and prefixes on validation windows, by the models of their sessions.
 
     With `mixing.online` a headset begins with half of them (`federated/hedging.py`).
 

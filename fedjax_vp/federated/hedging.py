@@ -1,4 +1,4 @@
-"""Weights that a headset corrects while a session plays: which prefix has served this viewer so far.
+"""Weights that a headset corrects while a session plays: which model has served this viewer so far.
 
 Learned weights (`mixing.py`) say what serves most. Whether this viewer looks where the others look shows only
 as the session goes on, and the headset sees it first: a forecast of k seconds ahead can be judged k seconds

@@ -2,9 +2,10 @@
 
     p(k) = normalize( sum_l pi[g, l, k] p_l(k) ),        pi[g, :, k] on the simplex                (1)
 
-p_l is the prediction of theta^(<=l) and g the session's group under `mixing.per` (one for all by default).
-The weights minimize the mean great-circle error of validation windows, which come from training sessions;
-`best_prefix` is the hard case. A sum of parameters cannot do this below the last layer.
+p_l is the prediction of an expert (`Mixing.experts`; these come first) or of a prefix theta^(<=l), and g the
+session's group under `mixing.per` (one for all by default). The weights minimize the mean great-circle error of
+validation windows, which come from training sessions; `best_prefix` is the hard case. A sum of parameters
+cannot do this below the last layer.
 
 A group with n validation sessions is shrunk toward the weights common to all, which count as `prior` sessions
 (windows of one session are much alike, so that their number says little):
@@ -12,7 +13,7 @@ A group with n validation sessions is shrunk toward the weights common to all, w
     pi[g] = n / (n + prior) pi_own[g] + prior / (n + prior) pi_common                              (2)
 
 (the hard case shrinks the errors it compares instead), so that a group nobody validated has the common ones.
-`safe` retreats from there to the first prefix e_1, which everybody shares,
+`safe` retreats from there to the first model e_1, an expert's or the first level's,
 
     pi[g](a) = a pi[g] + (1 - a) e_1,    a in [0, 1],                                              (3)
 

@@ -148,10 +148,10 @@ class Mixing:
     horizon, `none` predicts with the whole hierarchy. `per` is a label ("user", "video", "session", ...)
     whose groups have weights of their own, shrunk toward the common ones, which count as `prior` validation
     sessions. `safe` gives deeper levels weight only as far as at most `most_hurt` of the validation users are
-    worse off by half a degree than with the first level alone. `windows`: validation windows a session.
+    worse off by half a degree than with the first model alone. `windows`: validation windows a session.
     `online`, per radian and second: how fast the headset turns, during a session, to the prefixes that have
     served this session best so far (`hedging.py`); 0 keeps the weights as learned. Above 0 it makes a mixture
-    of `best_prefix` too, and begins with half of the weight spread evenly, whatever `safe` has found.
+    of `best_prefix` too, and begins with half of the weight spread, whatever `safe` has found.
     `experts` names methods, as `compare` does, whose models are trained apart in the same rounds and mixed
     with the prefixes, before which they stand: `safe` retreats to the first of them, so name `fedavg` first.
     """
