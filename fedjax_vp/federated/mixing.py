@@ -3,8 +3,8 @@
     p(k) = normalize( sum_l pi[g, l, k] p_l(k) ),        pi[g, :, k] on the simplex                (1)
 
 p_l is the prediction of an expert (`Mixing.experts`; these come first) or of a prefix theta^(<=l), and g the
-session's group under `mixing.per` (one for all by default). The weights minimize the mean great-circle error of
-validation windows, which come from training sessions; `best_prefix` is the hard case. A sum of parameters
+session's group under `mixing.per` (one for all by default). The weights minimize the mean great-circle error
+of validation windows, which come from training sessions; `best_prefix` is the hard case. A sum of parameters
 cannot do this below the last layer.
 
 A group with n validation sessions is shrunk toward the weights common to all, which count as `prior` sessions
