@@ -29,7 +29,7 @@ _VIEWERS = {
     "name": "user_category",
     "by": "video",
     **_SHRUNK,
-    "grouping": {"kind": "ifca", "of": "session", "groups": 2, "warmup": 60, "windows": 0},
+    "grouping": {"kind": "ifca", "of": "session", "groups": 2, "warmup": 60, "windows": 64},
 }
 _USER = {"name": "user", "by": "user", **_SHRUNK}
 

@@ -119,7 +119,7 @@ def start(task: Task, states: tuple[LevelState, ...], session: Int[Array, "slot"
     """A client's parameters, and what each shallower prefix lacks of them (nothing where none is trained).
 
     Returns:
-        Leaves [slot or 1, ...] and [prefix, slot or 1, ...].
+        Leaves [slot or 1, ...]; and of those in which prefixes differ, [prefix, slot or 1, ...].
     """
     apart, whole = looked_up(states, session), looked_up(states, session[:1])
     leaves = sorted({n for names in task.layout.owned for n in names})
@@ -127,7 +127,8 @@ def start(task: Task, states: tuple[LevelState, ...], session: Int[Array, "slot"
     theta = {n: parts[-1] for n, parts in found.items()}
     if not task.local.prefix_share or len(states) == 1:
         return theta, {}
-    return theta, {n: theta[n][None] - jnp.stack(parts[:-1]) for n, parts in found.items()}
+    finer = {n for names in task.layout.owned[1:] for n in names}
+    return theta, {n: theta[n][None] - jnp.stack(found[n][:-1]) for n in sorted(finer)}
 
 
 def local_update(
@@ -220,22 +221,21 @@ def _picked(tree: Params, task: Task, batch: batches.Batch) -> Params:
 def _of_prefixes(
     model: Params, task: Task, lacks: Params, views: tuple[Inputs, Array], batch: batches.Batch
 ) -> Float[Array, "prefix window"]:
-    """Each shallower prefix's losses on its own windows, in a loop that compiles the model once."""
+    """Each shallower prefix's losses on its own windows.
+
+    Side by side, with one copy of the leaves in which prefixes do not differ: there the windows of all meet
+    the weights in one product, and so do their gradients.
+    """
     layout, loss_fn = task.layout, task.local.loss.build()
-    finer = sorted(n for n in model if layout.coarsest(n))  # do not exist in every prefix
-    depths = range(len(layout.levels) - 1)
-    exists = {n: jnp.asarray([layout.coarsest(n) <= depth for depth in depths]) for n in finer}
+    depths = jnp.arange(len(layout.levels) - 1)
 
-    def one(
-        prefix: tuple[Params, dict[str, Array], tuple[Inputs, Array]],
-    ) -> Float[Array, "window"]:
-        lack, there, (view, target) = prefix
+    def one(lack: Params, depth: Int[Array, ""], view: Inputs, target: Array) -> Float[Array, "window"]:
         lack = _picked(lack, task, batch)
-        rows = {n: p - lack[n] for n, p in model.items()}
-        rows |= {n: jnp.where(there[n], rows[n], 0.0) for n in finer}
-        return task.predictor.loss(rows, view, target, loss_fn)
+        rows = {n: model[n] - lack[n] for n in lack}
+        rows = {n: jnp.where(layout.coarsest(n) <= depth, x, 0.0) for n, x in rows.items()}
+        return task.predictor.loss(model | rows, view, target, loss_fn)
 
-    return jax.lax.map(one, (lacks, exists, views))
+    return jax.vmap(one)(lacks, depths, *views)  # over prefixes
 
 
 def scatter(size: int) -> np.ndarray:
