@@ -101,7 +101,9 @@ def test_a_recipes_round_keeps_the_contract(built: Built) -> None:
         numbers = rounds.hyper(method, 10 + index)  # other numbers are no other program
         state, info = built.round(state, built.sim.federation.arrays, numbers)
         assert kinds(state) == kinds(before)
-        assert all(x.shape in ((), (len(method.levels),)) for x in info)  # of the round, or of each level
+        assert info.healthy.shape == (1 + len(method.experts),)  # of each model
+        others = info._replace(healthy=info.loss)
+        assert all(x.shape in ((), (len(method.levels),)) for x in others)  # of the round, or of each level
         assert np.isfinite(float(info.loss))
         assert bool(info.healthy)
         assert int(info.reported) > 0
