@@ -99,6 +99,13 @@ def test_whatever_a_function_holds_changes_its_digest(name: str, own: str) -> No
     assert closures.digest(OTHERS[name]()) != own
 
 
+def test_two_lambdas_of_one_function_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closures, "_KNOWN", (*closures._KNOWN, __name__))
+    twins = [lambda x: x + 1, lambda x: x + 2]
+    assert closures.digest(twins[0]) != closures.digest(twins[1])
+    assert closures.digest(twins[0]) == closures.digest(twins[0])
+
+
 def test_arguments_count_by_shape_and_type(own: str) -> None:
     shapes = [jax.ShapeDtypeStruct((2,), t) for t in ("float32", "int32")] + [
         jax.ShapeDtypeStruct((3,), "float32")
