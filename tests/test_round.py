@@ -135,7 +135,7 @@ def test_sampled_fedavg_is_the_mean_of_the_participants_own_results() -> None:
     """Which clients took part shows in their deltas: exactly five of twelve explain the step."""
     one = case(SAMPLED)
     state = one.start()
-    key = jax.random.fold_in(jax.random.fold_in(rounds._key(state.seed), 1), state.round)
+    key = jax.random.fold_in(jax.random.fold_in(rounds.key_of(state.seed), 1), state.round)
     key_cohort, key_local = jax.random.split(key)
     cohort = rounds.participation.draw(key_cohort, SAMPLED.participation, 12).client
     train = trainer(one, state)
@@ -422,7 +422,7 @@ def test_leaves_that_vary_within_a_client_reach_the_rows_of_its_sessions() -> No
     one = case(method, table=True)
     state, _ = one.run(one.start())
     after, _ = one.run(state)
-    key = jax.random.fold_in(jax.random.fold_in(rounds._key(state.seed), 1), state.round)
+    key = jax.random.fold_in(jax.random.fold_in(rounds.key_of(state.seed), 1), state.round)
     key_local = jax.random.split(key)[1]
     delta: dict[str, list] = {n: [] for n in ("body", "head/bias", "video_table")}
     weight: dict[str, list] = {n: [] for n in delta}

@@ -16,11 +16,12 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from fedjax_vp.federated import batches, levels, stretches
 from fedjax_vp.federated import learned as learned_of
-from fedjax_vp.federated import levels, stretches
 from fedjax_vp.federated.federation import Arrays, cut
 from fedjax_vp.federated.grouping import drift, soft
 from fedjax_vp.federated.grouping.settings import IFCA
@@ -33,6 +34,7 @@ from fedjax_vp.models.base import Inputs, Params
 # Windows judged in one product, where clients choose among the same models. More gain little, and of larger
 # products XLA keeps some memory until the round ends: 5 KB a client with 512 (jax 0.12 on a CPU).
 _TOGETHER = 64
+_SLOTS = np.uint32(2**31)  # of a client's key, what lies before belongs to local steps
 
 
 class Chosen(NamedTuple):
@@ -186,8 +188,8 @@ def candidates(
         size = settings.windows or federation.max_windows
         place = jnp.arange(size)
         if settings.windows:
-            key = jax.random.fold_in(jax.random.fold_in(client.key, 7), slot)
-            place = jax.random.randint(key, (size,), 0, jnp.maximum(count, 1))
+            key = jax.random.fold_in(client.key, _SLOTS + slot.astype(jnp.uint32))
+            place = batches.below(jnp.maximum(count, 1), jax.random.bits(key, (size,)))
         rank = begin + jnp.minimum(place, jnp.maximum(count, 1) - 1)
         at = jnp.clip(jnp.searchsorted(bags.rank, rank, side="right") - 1, 0, bags.session.shape[0] - 1)
         now = arrays.train.at(bags.session[at], rank - bags.rank[at])

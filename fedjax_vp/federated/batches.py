@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from fedjax_vp.federated.federation import Arrays, Federation, client_windows
 from fedjax_vp.federated.settings import Local
@@ -59,23 +59,22 @@ def plan(
         client: the client.
         mixed: whether a batch may mix the client's sessions.
     """
-    key_order, key_draw = jax.random.split(key)
     per_pass = steps_of_pass(settings, federation, arrays, client, mixed)
     steps, passes = num_steps(settings, per_pass), math.ceil(_passes(settings))
     if not passes:
         none = jnp.zeros((0, 0), jnp.int32)
-        return Plan(key_draw, steps, per_pass, none, none)
+        return Plan(key, steps, per_pass, none, none)
     size, most = batch_size(settings, federation), federation.max_windows
     place = jnp.arange(most)
     count = client_windows(arrays, client)
-    chance = jax.random.uniform(key_order, (passes, most))
+    drawn = jax.random.uniform(key, (passes, most + (0 if mixed else federation.max_sessions)))
+    chance, turn = drawn[:, :most], drawn[:, most:]
     if mixed:
         beyond = jnp.where(place < count, 0.0, 2.0)
         order = jnp.argsort(chance + beyond[None, :], axis=1).astype(jnp.int32)
-        return Plan(key_draw, steps, per_pass, order, jnp.broadcast_to((place // size)[None, :], order.shape))
+        return Plan(key, steps, per_pass, order, jnp.broadcast_to((place // size)[None, :], order.shape))
     bags, first = arrays.bags, arrays.bags.first[client]
     own = jnp.where(place < count, _member(arrays, bags.rank[first] + place) - first, federation.max_sessions)
-    turn = jax.random.uniform(jax.random.fold_in(key_order, 1), (passes, federation.max_sessions))
     rank = jnp.argsort(jnp.argsort(turn, axis=1), axis=1)  # place of each session in the pass
     rank = jnp.pad(rank, ((0, 0), (0, 1)), constant_values=federation.max_sessions)[:, own]
     order = jnp.argsort(rank + chance, axis=1).astype(jnp.int32)
@@ -83,7 +82,7 @@ def plan(
     new = jnp.pad(session[:, 1:] != session[:, :-1], ((0, 0), (1, 0)))
     since = place[None, :] - jax.lax.cummax(jnp.where(new, place[None, :], 0), axis=1)
     opens = (new | (since % size == 0)).astype(jnp.int32)
-    return Plan(key_draw, steps, per_pass, order, jnp.cumsum(opens, axis=1) - 1)
+    return Plan(key, steps, per_pass, order, jnp.cumsum(opens, axis=1) - 1)
 
 
 def steps_of_pass(
@@ -131,7 +130,7 @@ def draw(
     bags = arrays.bags
     begin, end = bags.rank[bags.first[client]], bags.rank[bags.first[client + 1]]
     count = jnp.maximum(end - begin, 1)
-    key_session, key_window = jax.random.split(jax.random.fold_in(work.key, step))
+    bits = jax.random.bits(jax.random.fold_in(work.key, step), (1 + size,))  # of the session, and the windows
     weight: Bool[Array, "window"] = jnp.ones(size, bool)
     if work.order.size:
         per_pass = jnp.maximum(work.per_pass, 1)
@@ -142,11 +141,11 @@ def draw(
         position = jnp.where(weight, position, begins)  # padding repeats the first, of the same session
         rank = begin + order[jnp.minimum(position, count - 1)]
     elif not mixed:
-        member = _member(arrays, begin + _uniform(key_session, (), count))
+        member = _member(arrays, begin + below(count, bits[0]))
         begin, count = bags.rank[member], bags.rank[member + 1] - bags.rank[member]
-        rank = begin + _uniform(key_window, (size,), count)
+        rank = begin + below(count, bits[1:])
     else:
-        rank = begin + _uniform(key_window, (size,), count)
+        rank = begin + below(count, bits[1:])
     member = _member(arrays, rank)
     session = bags.session[member]
     now = arrays.train.at(session, rank - bags.rank[member])
@@ -155,8 +154,12 @@ def draw(
     return Batch(slot, session, place, now, weight.astype(jnp.float32))
 
 
-def _uniform(key: Array, shape: tuple[int, ...], count: Int[Array, ""]) -> Array:
-    return jax.random.randint(key, shape, 0, count, dtype=jnp.int32)
+def below(count: Int[Array, ""], bits: UInt32[Array, "*any"]) -> Int[Array, "*any"]:
+    """Random numbers from 0 to count - 1, evenly up to count / 2^32.
+
+    `jax.random.randint` draws twice as many bits and divides thrice: a tenth of the time to compile a round.
+    """
+    return (bits % count.astype(jnp.uint32)).astype(jnp.int32)
 
 
 def _member(arrays: Arrays, rank: Array) -> Array:

@@ -35,13 +35,18 @@ def draw(key: Array, settings: Participation, num_clients: int) -> Cohort:
     full = jnp.ones(size, bool)
     if isinstance(settings, Everyone):
         return Cohort(everyone, full, full)
-    key_order, key_online, key_drop = jax.random.split(key, 3)
     if not isinstance(settings, Availability):
-        return Cohort(jax.random.permutation(key_order, everyone)[:size], full, full)
+        return Cohort(_first(jax.random.bits(key, (num_clients,)), size), full, full)
+    key_order, key_online, key_drop = jax.random.split(key, 3)
     online = jax.random.bernoulli(key_online, settings.online, (num_clients,))
     order = jnp.where(online, 0.0, 2.0) + jax.random.uniform(key_order, (num_clients,))
-    client = jnp.argsort(order)[:size].astype(jnp.int32)
+    client = _first(order, size)
     invited = online[client]
     # Drop-out follows the client, not its place in the cohort.
     stays = jax.random.bernoulli(key_drop, 1 - settings.dropout, (num_clients,))[client]
     return Cohort(client, invited, invited & stays)
+
+
+def _first(order: Array, size: int) -> Int[Array, "cohort"]:
+    """Clients with the least numbers."""
+    return jnp.argsort(order)[:size].astype(jnp.int32)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_vp.federated import (
     assignment,
+    bundles,
     crowd,
     operations,
     participation,
@@ -88,7 +89,7 @@ def hyper(method: Method, num_rounds: int) -> Hyper:
 def init(sim: Simulator, seed: Int[Array, ""], arrays: Arrays | None = None) -> State:
     """The state before the first round; `arrays`, the federation's, are an argument where this is jitted."""
     arrays = sim.federation.arrays if arrays is None else arrays
-    params = sim.task.predictor.init(jax.random.fold_in(_key(seed), 0))
+    params = sim.task.predictor.init(jax.random.fold_in(key_of(seed), 0))
     clients = None
     if sim.method.local.keep_state:
         rows = {n: sim.federation.max_sessions if n in sim.layout.varying else 1 for n in params}
@@ -97,28 +98,47 @@ def init(sim: Simulator, seed: Int[Array, ""], arrays: Arrays | None = None) -> 
         )
         count = sim.federation.num_clients
         clients = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), one)
-    states = learned_of.begin(sim.layout, sim.groupings, sim.task.predictor.init, _key(seed))
+    states = learned_of.begin(sim.layout, sim.groupings, sim.task.predictor.init, key_of(seed))
     states = crowd.counted(sim.layout, states, arrays, sim.federation.shape)
     experts = tuple(init(one, seed, arrays) for one in sim.experts)
     state = State(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.int32), states, clients, experts)
     return jax.tree.map(jnp.copy, state)  # no buffer twice, so that a chunk may take them all over
 
 
-def _key(seed: Int[Array, ""]) -> Array:
+def key_of(seed: Int[Array, ""]) -> Array:
+    """Key of a run."""
     return jax.random.fold_in(jax.random.key(0), seed)
 
 
 def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, RoundInfo]]:
     """One round as a pure function of state, device arrays and traced numbers."""
-    train, pool = trainer(sim), pooler(sim)
-    beside = [make_round(one) for one in sim.experts]
+    meet = _meeting(sim)
 
     @products("float32")
     def round_fn(state: State, arrays: Arrays, numbers: Hyper) -> tuple[State, RoundInfo]:
-        cohort, clients = invite(sim, state, arrays)
+        key = key_of(state.seed)
+        return meet(state, arrays, numbers, key, *invite(sim, key, state.round, arrays))
+
+    return round_fn
+
+
+def _meeting(sim: Simulator) -> Callable[..., tuple[State, RoundInfo]]:
+    """What a round does once its cohort is drawn; experts are trained by the same participants."""
+    train, pool = trainer(sim), pooler(sim)
+    beside = [_meeting(one) for one in sim.experts]
+
+    def meet(
+        state: State,
+        arrays: Arrays,
+        numbers: Hyper,
+        key: Array,
+        cohort: participation.Cohort,
+        clients: Client,
+    ) -> tuple[State, RoundInfo]:
+        clients = clients._replace(state=jax.tree.map(lambda x: x[cohort.client], state.clients))
         clock = (state.round, numbers.num_rounds)
         lr = numbers.local_lr * server.factor(sim.method.local.schedule, *clock)
-        dealt, moved = assignment.assign(sim, state.levels, arrays, clients, state.round, _key(state.seed))
+        dealt, moved = assignment.assign(sim, state.levels, arrays, clients, state.round, key)
         totals, private, loss, finite, seen = train(clients, dealt, arrays, lr)
         reported = cohort.reports & finite
         rows = pool(dealt, totals, arrays, numbers.pooling, clock)
@@ -129,33 +149,46 @@ def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, 
         target = jnp.where(reported, cohort.client, sim.federation.num_clients)
         kept = jax.tree.map(lambda x, new: x.at[target].set(new, mode="drop"), state.clients, private)
         others = zip(beside, state.experts, numbers.experts, strict=True)
-        trained = [one(its, arrays, its_numbers) for one, its, its_numbers in others]
+        trained = [one(its, arrays, its_numbers, key, cohort, clients) for one, its, its_numbers in others]
         new = State(state.round + 1, state.seed, rows, kept, tuple(one for one, _ in trained))
-        info = _info(new, arrays, cohort, reported, loss)
+        info = _info(sim, new, arrays, cohort, (reported, loss))
         healthy = jnp.concatenate([info.healthy, *(its.healthy for _, its in trained)])
         lost = info.nonfinite + sum(its.nonfinite for _, its in trained)
         return new, info._replace(moved=moved, healthy=healthy, nonfinite=lost)
 
-    return round_fn
+    return meet
 
 
-def invite(sim: Simulator, state: State, arrays: Arrays) -> tuple[participation.Cohort, Client]:
-    """Draws a round's cohort and deals it to the devices, each client with its key and private state."""
-    key = jax.random.fold_in(jax.random.fold_in(_key(state.seed), 1), state.round)
+def invite(
+    sim: Simulator, key: Array, index: Int[Array, ""], arrays: Arrays
+) -> tuple[participation.Cohort, Client]:
+    """Draws a round's cohort and deals it to the devices, each client with its key.
+
+    Args:
+        sim: static parts.
+        key: of the run.
+        index: of the round.
+        arrays: the federation.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(key, 1), index)
     key_cohort, key_local = jax.random.split(key)
     cohort = participation.draw(key_cohort, sim.method.participation, sim.federation.num_clients)
     cohort = _deal(sim, cohort, arrays)
-    private = jax.tree.map(lambda x: x[cohort.client], state.clients)
     keys = jax.vmap(lambda c: jax.random.fold_in(key_local, c))(cohort.client)  # over the cohort
-    return cohort, Client(cohort.client, cohort.reports, keys, private)
+    return cohort, Client(cohort.client, cohort.reports, keys, None)
 
 
 def _info(
-    state: State, arrays: Arrays, cohort: participation.Cohort, reported: Bool[Array, "cohort"], loss: Array
+    sim: Simulator,
+    state: State,
+    arrays: Arrays,
+    cohort: participation.Cohort,
+    heard: tuple[Bool[Array, "cohort"], Float[Array, "cohort"]],
 ) -> RoundInfo:
+    reported, loss = heard
     count, lost = jnp.sum(reported), jnp.sum(cohort.reports & ~reported)
     sessions = arrays.bags.first[cohort.client + 1] - arrays.bags.first[cohort.client]
-    rows = jax.tree.leaves([level.rows for level in state.levels])
+    rows = [x for level in state.levels for x in bundles.joined(sim.layout, level.rows)]
     finite = jnp.isfinite(jnp.stack([jnp.max(jnp.abs(x)) for x in rows])).all()  # NaN is the largest of all
     return RoundInfo(
         loss=jnp.sum(jnp.where(reported, loss, 0.0)) / jnp.maximum(count, 1),

@@ -82,15 +82,23 @@ def scan(
         clients = clients._replace(reports=clients.reports & (place < count))
     split = jax.tree.map(lambda x: x.reshape(*cut, *x.shape[1:]), clients)
 
-    def stretch_fn(carry: tuple[Sums, Any], stretch: Client) -> tuple[tuple[Sums, Any], Any]:
-        total, lost = carry
+    def one(start: Sums, stretch: Client) -> tuple[Sums, Any]:
         if arrays.make is not None:
             stretch = stretch._replace(made=_generate(task, arrays, stretch))
-        start = jax.tree.map(lambda x: jnp.zeros_like(x) if _many(x) else x, total)
         found, outputs = jax.lax.scan(block_fn, start, stretch)
         if task.tick is not None:
             done = jnp.ravel(jax.tree.leaves(outputs)[0])[0]
             jax.debug.callback(task.tick, jax.lax.axis_index("clients"), done)
+        return found, outputs
+
+    if cut.stretches == 1:  # nothing to compensate, and less to compile
+        sums, outputs = one(sums, jax.tree.map(lambda x: x[0], split))
+        return sums, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], outputs)
+
+    def stretch_fn(carry: tuple[Sums, Any], stretch: Client) -> tuple[tuple[Sums, Any], Any]:
+        total, lost = carry
+        start = jax.tree.map(lambda x: jnp.zeros_like(x) if _many(x) else x, total)
+        found, outputs = one(start, stretch)
         lost = jax.tree.map(lambda a, b, c: two_sum(a, b, c)[1] if _many(a) else c, total, found, lost)
         total = jax.tree.map(lambda a, b: a + b if _many(a) else b, total, found)
         return (total, lost), outputs

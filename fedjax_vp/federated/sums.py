@@ -182,9 +182,12 @@ def _flat(weight: Array) -> Array:
 
 
 def _scatter(total: Array, group: Array, value: Array) -> Array:
-    """Adds [unit, ...] to rows [group, ...]; one row needs no scatter."""
+    """Adds [unit, ...] to rows [group, ...]; neither one row nor one unit needs a scatter."""
     if total.shape[0] == 1:
         return total + jnp.sum(value, axis=0, keepdims=True)
+    if value.shape[0] == 1:
+        row = jax.lax.dynamic_index_in_dim(total, group[0]) + value
+        return jax.lax.dynamic_update_index_in_dim(total, row, group[0], 0)
     return total.at[group].add(value)
 
 
