@@ -1,8 +1,8 @@
 """Errors on windows of any phase, session by session, inside one compiled function.
 
 A session's models are composed once (and adapted, where the method says so); its windows then pass in blocks,
-first to be predicted at the horizons asked for, then to be judged. Sessions are dealt to the devices of the
-mesh. Blocks beyond a session's last are not predicted.
+first to be predicted, with those that lead up to them where a headset remembers, then to be judged. Sessions
+are dealt to the devices of the mesh. Blocks beyond a session's last are not predicted.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
     batch = together(sim.mesh)
 
     @partial(jax.jit, compiler_options=compiling.options(sim.mesh))
-    def fit(state: State, arrays: Arrays, row: Array, user: Array, sessions: Array) -> Array:
+    def fit(state: State, arrays: Arrays, row: Array, user: Array, sessions: Array) -> mixing.Weights:
         windows = thin(arrays.valid, settings.windows)
         size = windows.now.shape[1]
 
@@ -93,10 +93,11 @@ def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
             row=jnp.repeat(row[sessions], size),
             user=jnp.repeat(user[sessions], size),
         )
-        return mixing.fit(settings, found, num_groups, num_users, counts)
+        rows = mixing.fit(settings, found, num_groups, num_users, counts)
+        return mixing.Weights(rows, row, mixing.typical(found, rows[-1]))
 
     fixed = row, jnp.asarray(labels["user"], jnp.int32), jnp.asarray(sessions, jnp.int32)
-    return lambda state: mixing.Weights(fit(state, sim.federation.arrays, *fixed), row)
+    return lambda state: fit(state, sim.federation.arrays, *fixed)
 
 
 def make_errors(
@@ -110,34 +111,33 @@ def make_errors(
     """
     at = np.array([round(h * shape.rate_hz) - 1 for h in settings.horizons_s])
     tiles_at = np.array([round(h * shape.rate_hz) - 1 for h in settings.tile_horizons_s])
-    kept = np.union1d(at, tiles_at)
-    at, tiles_at = np.searchsorted(kept, at), np.searchsorted(kept, tiles_at)
 
     def session_fn(state: Any, arrays: Arrays, windows: Windows, session: Array) -> tuple[Array, Array]:
         size, count = windows.now.shape[1], windows.count[session]
+        now, lead = _led(arrays.lead, windows, session) if forecaster.remembers else (windows.of(session), 0)
+        whole = lead + count
         block = min(BLOCK, size)
-        blocks, used = -(-size // block), -(-count // block)
-        padded = jnp.minimum(jnp.arange(blocks * block), jnp.maximum(count - 1, 0))
-        now = windows.of(session)[padded]
+        blocks, used = -(-now.shape[0] // block), -(-whole // block)
+        now = now[jnp.minimum(jnp.arange(blocks * block), jnp.maximum(whole - 1, 0))]
         traces, row = traces_of(arrays, session[None])
         model = forecaster.model_of(state, arrays, session)
 
         def predict(index: Array) -> tuple[Array, Array]:
             inputs, true = cut(traces, shape, jnp.full(block, row[0]), now.reshape(blocks, block)[index])
-            return jnp.moveaxis(forecaster.predict(model, inputs)[:, :, kept], 0, 1), true[:, kept]
+            return jnp.moveaxis(forecaster.predict(model, inputs), 0, 1), true
 
         predicted, true = _by_block(predict, blocks, used)  # [window, prefix, ...] and [window, ...]
-        times = Times(now, kept + 1, shape.rate_hz)
-        ours = forecaster.join(model, jnp.moveaxis(predicted, 1, 0), true, times)
+        ours = forecaster.join(model, jnp.moveaxis(predicted, 1, 0), true, Times(now, shape.rate_hz))
 
         def judge(index: Array) -> tuple[Array, Array]:
-            one, target = (x.reshape(blocks, block, *x.shape[1:])[index] for x in (ours, true))
+            place = jnp.minimum(lead + index * block + jnp.arange(block), now.shape[0] - 1)
+            one, target = ours[place], true[place]
             angle = geometry.great_circle(one[:, at], target[:, at])
             return jnp.rad2deg(angle), geometry.tile_scores(
                 one[:, tiles_at], target[:, tiles_at], settings.grid
             )
 
-        error, tiles = _by_block(judge, blocks, used)
+        error, tiles = _by_block(judge, -(-size // block), -(-count // block))
         return error[:size], tiles[:size]
 
     def device_fn(state: Any, arrays: Arrays, windows: Windows, sessions: Array) -> tuple[Array, Array]:
@@ -156,6 +156,15 @@ def make_errors(
         ),
         compiler_options=compiling.options(mesh),
     )
+
+
+def _led(lead: Windows, windows: Windows, session: Array) -> tuple[Array, Array]:
+    """`now` of a session's windows after those that lead up to them, padded; and how many these are."""
+    count, size = lead.count[session], lead.now.shape[1]
+    place = jnp.arange(size + windows.now.shape[1])
+    place = jnp.where(place < count, place, place - count + size)
+    now = jnp.concatenate([lead.of(session), windows.of(session)])
+    return now[jnp.minimum(place, now.shape[0] - 1)], count
 
 
 def _by_block(part: Callable[[Array], tuple[Array, ...]], blocks: int, used: Array) -> tuple[Array, ...]:

@@ -30,13 +30,15 @@ Models = tuple[Params, ...]  # each with a leading axis of prefixes
 class Forecaster(NamedTuple):
     """What predicts: the models of a session, predictions of each, and one prediction made of them.
 
-    `join` is given the predictions of a session's windows at some horizons, where the viewer then looked, and
-    the times of both. It may use of the truth only what is known by each window.
+    `join` is given the predictions of a session's windows, where the viewer then looked, and when they are. It
+    may use of the truth only what is known by each window. If it `remembers`, it is shown the windows that
+    lead up to the measured ones as well.
     """
 
     model_of: Callable[[Any, Arrays, Int[Array, ""]], Any]  # (state, arrays, session) -> model
     predict: Callable[[Any, Inputs], Predictions]
     join: Callable[[Any, Predictions, Directions, Times], Directions]
+    remembers: bool = False
 
 
 def alone(model: Any, predicted: Predictions, true: Directions, times: Times) -> Directions:
@@ -53,26 +55,27 @@ def baseline(predictor: Predictor) -> Forecaster:
 
 def own(sim: Simulator) -> Forecaster:
     """The method's own forecasts; its state is `(State, mixing weights)`."""
-    rate, spread = sim.method.mixing.online, hedging.evenly(len(sim.experts), len(sim.layout.levels))
+    rate = sim.method.mixing.online
 
     def model_of(state: tuple[State, mixing.Weights], arrays: Arrays, session: Int[Array, ""]) -> Any:
-        return models(sim, state[0], arrays, session), mixing.of(state[1], session)
+        return models(sim, state[0], arrays, session), mixing.of(state[1], session), state[1].typical
 
-    def predict(model: tuple[Models, Array], inputs: Inputs) -> Predictions:
+    def predict(model: tuple[Models, Array, Array], inputs: Inputs) -> Predictions:
         return of_models(sim, model[0], inputs)
 
     def join(
-        model: tuple[Models, Array], predicted: Predictions, true: Directions, times: Times
+        model: tuple[Models, Array, Array], predicted: Predictions, true: Directions, times: Times
     ) -> Directions:
         if len(predicted) == 1:
             return predicted[0]
-        learned = model[1][:, times.ahead - 1]
+        _, learned, typical = model
         if not rate:
             return mixing.mix(learned[:, None], predicted)
         error = geometry.great_circle(predicted, true[None])
-        return mixing.mix(hedging.weights(learned, spread, error, times, rate), predicted)
+        prior = hedging.prior(learned, len(sim.experts))
+        return mixing.mix(hedging.weights(prior, error, typical, times, rate), predicted)
 
-    return Forecaster(model_of, predict, join)
+    return Forecaster(model_of, predict, join, remembers=rate > 0)
 
 
 def models(sim: Simulator, state: State, arrays: Arrays, session: Int[Array, ""]) -> Models:
@@ -170,7 +173,7 @@ def forecast(
             session, *window = item
             now, inputs, true = jax.tree.map(lambda x: x[None], tuple(window))
             model = forecaster.model_of(state, arrays, session)
-            times = Times(now, np.arange(1, shape.horizon + 1), shape.rate_hz)
+            times = Times(now, shape.rate_hz)
             return forecaster.join(model, forecaster.predict(model, inputs), true, times)[0]
 
         return inputs.past, target, jax.lax.map(one, (session, now, inputs, target))

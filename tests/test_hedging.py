@@ -17,23 +17,30 @@ from fedjax_vp.federated.settings import Mixing
 
 LEVELS, HORIZON, RATE_HZ = 3, 4, 5.0
 NOW = np.array([3, 4, 6, 7, 8, 40, 41, 42, 42, 42], np.int32)  # a hole of 6.4 s, then two that pad
-TIMES = hedging.Times(jnp.asarray(NOW), np.arange(1, HORIZON + 1), RATE_HZ)
+TIMES = hedging.Times(jnp.asarray(NOW), RATE_HZ)
+TYPICAL = np.array([0.1, 0.2, 0.4, 0.5], np.float32)
 LEARNED = np.array([[0.0, 0.2, 0.5, 1.0], [0.3, 0.3, 0.5, 0.0], [0.7, 0.5, 0.0, 0.0]], np.float32)
 
 
 def account(
-    learned: np.ndarray, error: np.ndarray, now: np.ndarray, rate: float, rate_hz: float
+    learned: np.ndarray,
+    error: np.ndarray,
+    now: np.ndarray,
+    rate: float,
+    rate_hz: float,
+    typical: np.ndarray = TYPICAL,
 ) -> np.ndarray:
-    """Equations (1) to (3): each forecast enters the account when its time has come."""
+    """Equations (1) to (3): each forecast enters the account by as much of it as has come true."""
     levels, _, horizon = error.shape
     found = np.zeros(error.shape)
     for k in range(horizon):
         for window, present in enumerate(now):
             lost = np.zeros(levels)
             for earlier in range(len(now) - 1):
-                if now[earlier] + k + 1 <= present:
+                known = min(k + 1, present - now[earlier]) - 1
+                if known >= 0:
                     gap = min((now[earlier + 1] - now[earlier]) / rate_hz, 5.0)
-                    lost += gap * error[:, earlier, k]
+                    lost += gap * typical[k] / typical[known] * error[:, earlier, known]
             weight = (learned[:, k] + 1 / levels) / 2 * np.exp(-rate * lost)
             found[:, window, k] = weight / weight.sum()
     return found
@@ -46,7 +53,7 @@ def random_errors(seed: int = 0) -> np.ndarray:
 def weights(error: np.ndarray, rate: float = 3.0) -> np.ndarray:
     return np.asarray(
         hedging.weights(
-            jnp.asarray(LEARNED), hedging.evenly(0, len(LEARNED)), jnp.asarray(error), TIMES, rate
+            hedging.prior(jnp.asarray(LEARNED), 0), jnp.asarray(error), jnp.asarray(TYPICAL), TIMES, rate
         )
     )
 
@@ -57,12 +64,24 @@ def test_weights_are_those_of_the_account() -> None:
 
 
 def test_a_forecast_is_judged_only_once_its_time_has_come() -> None:
-    error, window, k = random_errors(), 3, 1
+    error, window, k = random_errors(), 2, 1
     later = error.copy()
-    later[0, window, k] += 1.0  # window 3 is at sample 7: what it says of sample 9 is known from then on
+    later[0, window, k] += 1.0  # window 2 is at sample 6: what it says of sample 8 is known from then on
     changed = np.abs(weights(later) - weights(error)).max(axis=0) > 1e-6
-    np.testing.assert_array_equal(np.flatnonzero(changed.any(axis=1)), np.flatnonzero(NOW[window] + 2 <= NOW))
-    assert not np.delete(changed, k, axis=1).any()
+    np.testing.assert_array_equal(np.flatnonzero(changed[:, k]), np.flatnonzero(NOW[window] + 2 <= NOW))
+    assert not changed[:, :k].any()
+    # At sample 8 it is the longest that is known of longer forecasts; by the next window all have come true.
+    for longer in range(k + 1, HORIZON):
+        np.testing.assert_array_equal(np.flatnonzero(changed[:, longer]), np.flatnonzero(NOW == 8))
+
+
+def test_what_has_come_true_stands_for_the_whole_forecast() -> None:
+    """Errors in the proportion of the typical ones tell the same at any time."""
+    error = np.array([1.0, 2.0, 3.0])[:, None, None] * TYPICAL + np.zeros((LEVELS, len(NOW), 1))
+    passed = np.minimum(np.diff(NOW, prepend=NOW[0]) / RATE_HZ, 5.0).cumsum()
+    lost = np.array([1.0, 2.0, 3.0])[:, None] * passed
+    wanted = (LEARNED + 1 / LEVELS)[:, None] / 2 * np.exp(-3.0 * lost[:, :, None] * TYPICAL)
+    np.testing.assert_allclose(weights(error.astype(np.float32)), wanted / wanted.sum(axis=0), atol=1e-5)
 
 
 def test_who_serves_gains_weight_and_nobody_is_ruled_out() -> None:
@@ -92,7 +111,8 @@ def test_a_run_corrects_its_weights_during_each_session() -> None:
     now = np.rint((found.now_s[session] - TRACES.t0[found.session[-1]]) * toy.SHAPE.rate_hz).astype(np.int32)
     error = np.deg2rad([one.error_deg[session, :1] for one in each])
     wide = np.concatenate([error, np.zeros((3, len(now), toy.SHAPE.horizon - 1))], axis=2)
-    wanted = account(mixture, wide, now, 6.0, toy.SHAPE.rate_hz)[:, :, :1]
+    typical = np.ones(toy.SHAPE.horizon)
+    wanted = account(mixture, wide, now, 6.0, toy.SHAPE.rate_hz, typical)[:, :, :1]
     for window in (1, len(now) - 1):
         one = errors_of(sim, state, mix=jnp.asarray(np.broadcast_to(wanted[:, window], (3, 3)), jnp.float32))
         ours = found.error_deg[session][window, 0]
@@ -105,6 +125,23 @@ def test_blocks_and_sessions_side_by_side_keep_the_account(monkeypatch: pytest.M
     monkeypatch.setattr(evaluate, "BLOCK", 3)
     monkeypatch.setattr(evaluate, "together", lambda mesh: 2)
     np.testing.assert_allclose(errors_of(sim, state).error_deg, whole, atol=1e-3)
+
+
+def test_the_account_begins_with_the_windows_that_lead_up_to_the_measured_ones() -> None:
+    """Measured late, a window is forecast as it is where all windows before it are measured too."""
+    split = phases()
+    late = split.test & (np.cumsum(split.test, axis=1) > 2)
+    assert late.any(axis=1).sum() < split.test.any(axis=1).sum()  # some sessions are not measured at all
+    federation = build(TRACES, split._replace(test=late, lead=split.test & ~late), toy.SHAPE)
+    for online in (6.0, 0.0):
+        sim, state = ready(mixing=Mixing("mixture", online=online))
+        whole = errors_of(sim, state)
+        sim = sim._replace(task=sim.task._replace(federation=federation))
+        found = errors_of(sim, state, federation.arrays.test)
+        seen = dict(zip(zip(whole.session, whole.now_s, strict=True), whole.error_deg, strict=True))
+        wanted = [seen[key] for key in zip(found.session, found.now_s, strict=True)]
+        assert len(wanted) == late.sum()
+        np.testing.assert_allclose(found.error_deg, wanted, atol=1e-3)
 
 
 def test_what_is_yet_to_come_changes_no_forecast() -> None:

@@ -67,7 +67,7 @@ def samples_of(mask: np.ndarray, history: int, horizon: int) -> np.ndarray:
 
 def assert_nothing_leaks(traces: TraceSet, protocol: Protocol, phases: Split) -> None:
     history, horizon = round(protocol.history_s * RATE), round(protocol.horizon_s * RATE)
-    masks = {name: mask for name, mask in phases._asdict().items() if name != "row"}
+    masks = {name: mask for name, mask in phases._asdict().items() if name != "row" and mask is not None}
     touched = {name: samples_of(mask, history, horizon) for name, mask in masks.items()}
     # Of the targets of adapt windows only what lies before the sample after the last one's now is used.
     last = np.where(phases.adapt, np.arange(phases.adapt.shape[1])[None, :], -1).max(axis=1)
@@ -83,6 +83,12 @@ def assert_nothing_leaks(traces: TraceSet, protocol: Protocol, phases: Split) ->
     pairs = [("train", "valid"), ("train", "adapt"), ("train", "test"), ("valid", "test"), ("adapt", "test")]
     for a, b in [*pairs, ("valid", "adapt")]:
         assert not (touched[a] & touched[b]).any(), f"{a} and {b} share samples"
+    if phases.lead is not None:
+        lead, first = phases.lead.any(axis=1), phases.test.argmax(axis=1)[:, None]
+        assert not (lead & ~phases.test.any(axis=1)).any()
+        assert not (phases.lead & (np.arange(phases.lead.shape[1])[None, :] >= first)).any()
+        assert not (touched["lead"] & touched["train"]).any()
+        assert not (phases.lead & phases.adapt).any()
     time_s = traces.time_s()
     for name in ("train", "valid", "test"):
         assert (time_s[masks[name]] >= protocol.start_s - 1e-6).all()
@@ -185,6 +191,22 @@ def test_adaptation_budgets_share_test_windows(protocol: type[UnseenUsers]) -> N
     # History up to 1.8 s, and one more sample to predict, at 2 s; 15 samples more until 5 s, 40 until 10 s.
     assert counts == [0, 0, tested, 16 * tested, 41 * tested]
     assert (split(traces, protocol(adapt_s=4.0)).test == split(traces, protocol()).test).all()
+
+
+def test_leading_windows_are_what_a_headset_has_forecast_before() -> None:
+    traces = full()
+    plain = split(traces, UnseenUsers())
+    tested = plain.test.any(axis=1)
+    assert plain.lead is not None
+    # Two seconds of history, then all samples up to the sixth second.
+    assert {tuple(np.flatnonzero(row)) for row in plain.lead[tested]} == {tuple(range(9, 30))}
+    assert not plain.lead[~tested].any()
+    sparse = split(traces, UnseenUsers(test_stride=5)).lead
+    assert sparse is not None
+    assert set(np.nonzero(sparse)[1]) == {10, 15, 20, 25}
+    adapted = split(traces, UnseenUsers(adapt_s=3.0, reserve_s=10.0)).lead
+    assert adapted is not None
+    assert {tuple(np.flatnonzero(row)) for row in adapted[tested]} == {tuple(range(15, 60))}
 
 
 def test_validation_sessions_adapt_as_test_sessions_do() -> None:

@@ -39,6 +39,6 @@ FIVE_LAYERS = Recipe(
     settings={
         **GLOBAL_VIDEO.settings,
         "levels": [_GLOBAL, _CATEGORY, *_VIDEO, _VIEWERS, _USER],
-        "mixing": {"kind": "mixture", "safe": True, "online": 1.0},
+        "mixing": {"kind": "mixture", "safe": True, "online": 0.5},
     },
 )

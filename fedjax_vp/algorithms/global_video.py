@@ -45,6 +45,6 @@ GLOBAL_VIDEO = Recipe(
         "model": {"features": {**CROWD, "table": 4}},
         "local": {**LOCAL_SGD, "prefix_share": 0.5},
         "participation": COHORT,
-        "mixing": {"kind": "mixture", "online": 1.0},
+        "mixing": {"kind": "mixture", "online": 0.5},
     },
 )

@@ -16,6 +16,9 @@ leave something to learn from after 2 s already. Test windows begin, history inc
 ``max(adapt_s, reserve_s)`` seconds: set ``reserve_s`` to the largest budget of a comparison and every budget
 is scored on the same test windows. Budgets up to ``start_s - history_s`` (by default 4 s) never change them.
 The same holds for validation sessions: what is learned on their windows is learned of adapted models.
+
+**Leading windows.** What a headset has forecast in a tested session before the first window that counts is
+neither trained on nor measured, but known by then (`lead`): a headset may judge its models by it.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ class Split(NamedTuple):
     valid: np.ndarray  # bool [row, time]
     adapt: np.ndarray  # bool [row, time]
     test: np.ndarray  # bool [row, time]
+    lead: np.ndarray | None = None  # bool [row, time] before a session's first test window; None: nowhere
     row: np.ndarray | None = None  # int32 [trace]; None: trace i has row i
 
     def windows(self, phase: str) -> np.ndarray:
@@ -143,20 +147,29 @@ def _split_sessions(traces: TraceSet, protocol: Windows, roles: Roles) -> Split:
     seen = traces.eligible(history, horizon, protocol.start_s)
     learned = seen & _on_stride(traces, protocol, protocol.stride)
     adapt, free = _adapt(traces, protocol)
+    measured = _on_stride(traces, protocol, protocol.test_stride) & roles.test[:, None]
+    test = seen & free & measured
+    later = _age_s(traces) > protocol.adapt_s - _SLACK_S
+    before = test.any(axis=1, keepdims=True) & ~np.maximum.accumulate(test, axis=1)
     return Split(
         train=learned & roles.train[:, None],
         valid=learned & free & roles.valid[:, None],
         adapt=adapt & (roles.valid | roles.test)[:, None],
-        test=seen & free & _on_stride(traces, protocol, protocol.test_stride) & roles.test[:, None],
+        test=test,
+        lead=traces.eligible(history, horizon) & measured & later & before,
     )
+
+
+def _age_s(traces: TraceSet) -> np.ndarray:
+    """Seconds since a session's first sample: [trace, time]."""
+    begin = traces.valid.argmax(axis=1)[:, None]
+    return (np.arange(traces.valid.shape[1])[None, :] - begin) / traces.rate_hz
 
 
 def _adapt(traces: TraceSet, protocol: Windows) -> tuple[np.ndarray, np.ndarray]:
     """Windows within the budget at a session's start, and windows wholly after budget and reserve."""
     history, horizon = _samples(traces, protocol)
-    age_s = (
-        np.arange(traces.valid.shape[1])[None, :] - traces.valid.argmax(axis=1)[:, None]
-    ) / traces.rate_hz
+    age_s = _age_s(traces)
     within = age_s + 1 / traces.rate_hz <= protocol.adapt_s + _SLACK_S
     within[:, age_s.shape[1] - horizon :] = False  # cut with whole targets, then masked
     missing = np.cumsum(~traces.valid & (age_s >= 0), axis=1) > 0  # a hole ends what may be seen

@@ -63,6 +63,7 @@ class Arrays(NamedTuple):
     valid: Windows
     adapt: Windows
     test: Windows
+    lead: Windows  # of tested sessions, before the first one that is measured
     bags: Bags
     make: Callable[[Array], Array] | None = None  # a pytree: session -> [time, 3]; None: traces are stored
 
@@ -120,7 +121,15 @@ def build(traces: TraceSet, split: Split, shape: WindowShape, client: str = "ses
     if rank[-1] >= 2**31:
         raise UserError(f"{traces.name} has {rank[-1]} training windows: stay below 2^31 (protocol.stride)")
     bags = Bags(*(jnp.asarray(x, jnp.int32) for x in (member, first, rank)))
-    phases = {p: _windows(getattr(split, p), split.row) for p in ("train", "valid", "adapt", "test")}
+    lead = np.zeros_like(split.test) if split.lead is None else split.lead
+    masks = {
+        "train": split.train,
+        "valid": split.valid,
+        "adapt": split.adapt,
+        "test": split.test,
+        "lead": lead,
+    }
+    phases = {phase: _windows(mask, split.row) for phase, mask in masks.items()}
     stored = jnp.asarray(traces.direction), jnp.asarray(traces.t0, jnp.float32)
     arrays = Arrays(*stored, bags=bags, make=_maker(traces), **phases)
     labels = {**traces.labels, "user": traces.user, "video": traces.video, "session": np.arange(len(count))}

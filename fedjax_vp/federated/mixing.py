@@ -44,6 +44,7 @@ class Weights(NamedTuple):
 
     rows: Float[Array, "row level horizon"]
     row: Int[Array, "session"]  # row of each session
+    typical: Float[Array, "horizon"]  # mean error of the common ones on validation windows, radians
 
 
 class Validation(NamedTuple):
@@ -75,8 +76,8 @@ def last_level(num_levels: int, horizon: int) -> Float[Array, "level horizon"]:
 
 
 def same_for_all(weights: Float[Array, "level horizon"], num_sessions: int) -> Weights:
-    """The same weights for every session."""
-    return Weights(weights[None], jnp.zeros(num_sessions, jnp.int32))
+    """The same weights for every session; nothing is known of their errors."""
+    return Weights(weights[None], jnp.zeros(num_sessions, jnp.int32), jnp.ones(weights.shape[-1]))
 
 
 def hurt_horizons(horizon: int, rate_hz: float) -> Bool[np.ndarray, "horizon"]:
@@ -113,6 +114,13 @@ def fit(
     known = found._replace(weight=known * found.weight, share=known * found.share)
     own = _learn(settings, known, num_groups + 1, common)
     return (_retreat(settings, known, own, num_users, counts) if settings.safe else own).at[-1].set(common[0])
+
+
+def typical(found: Validation, common: Float[Array, "level horizon"]) -> Float[Array, "horizon"]:
+    """Mean error of the common weights on the validation windows, radians."""
+    error = geometry.great_circle(mix(common[:, None], found.predicted), found.target)
+    total = jnp.sum(found.weight[:, None] * error, axis=0) / jnp.maximum(jnp.sum(found.weight), 1e-9)
+    return jnp.maximum(total, 1e-6)
 
 
 def _learn(
