@@ -30,8 +30,8 @@ Models = tuple[Params, ...]  # each with a leading axis of prefixes
 class Forecaster(NamedTuple):
     """What predicts: the models of a session, predictions of each, and one prediction made of them.
 
-    `join` is given the predictions of a session's windows, where the viewer then looked, and when they are. It
-    may use of the truth only what is known by each window. If it `remembers`, it is shown the windows that
+    `join` is given the predictions of a session's windows, where the viewer then looked, and when they are.
+    It may use of the truth only what is known by each window. If it `remembers`, it is shown the windows that
     lead up to the measured ones as well.
     """
 

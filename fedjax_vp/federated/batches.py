@@ -157,7 +157,8 @@ def draw(
 def below(count: Int[Array, ""], bits: UInt32[Array, "*any"]) -> Int[Array, "*any"]:
     """Random numbers from 0 to count - 1, evenly up to count / 2^32.
 
-    `jax.random.randint` splits its key and draws two numbers for each: three hashes to compile where this has one.
+    `jax.random.randint` splits its key and draws two numbers for each: three hashes to compile where this is
+    one.
     """
     return (bits % count.astype(jnp.uint32)).astype(jnp.int32)
 
