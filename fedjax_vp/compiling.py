@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.monitoring
+import jax.numpy as jnp
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -85,6 +86,29 @@ def compile(
     taken = tuple(range(sum(count[:donated])))
     whole = jax.jit(lowered, donate_argnums=taken, compiler_options=options(mesh), **jitted)
     return Compiled(whole.lower(*leaves).compile(), structure)
+
+
+class Lazily:
+    """A function that is compiled (`compile`) when it is called, once for each kind of arguments.
+
+    Args:
+        function: Pure function of trees of arrays.
+        like: A tree of the structure of its results.
+        shardings: Of arguments and results.
+    """
+
+    def __init__(self, function: Callable[..., Any], like: Any, shardings: Shardings) -> None:
+        self._how = function, like, shardings
+        self._compiled: dict[tuple[Any, ...], Compiled] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        """Results of arguments that lie where they should, or anywhere if they have not been placed."""
+        leaves, tree = jax.tree.flatten(args)
+        kind = (tree, *((jnp.shape(x), jnp.result_type(x)) for x in leaves))
+        if kind not in self._compiled:
+            function, like, shardings = self._how
+            self._compiled[kind] = compile(function, args, like, shardings)
+        return self._compiled[kind](*args)
 
 
 def _kept(function: Any, leaves: Sequence[Any], facts: tuple[Any, ...]) -> Callable[..., Any]:

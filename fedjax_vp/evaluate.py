@@ -8,7 +8,6 @@ are dealt to the devices of the mesh. Blocks beyond a session's last are not pre
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -73,7 +72,6 @@ def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
     counts = mixing.hurt_horizons(shape.horizon, shape.rate_hz)
     batch = together(sim.mesh)
 
-    @partial(jax.jit, compiler_options=compiling.options(sim.mesh))
     def fit(state: State, arrays: Arrays, row: Array, user: Array, sessions: Array) -> mixing.Weights:
         windows = thin(arrays.valid, settings.windows)
         size = windows.now.shape[1]
@@ -97,7 +95,10 @@ def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
         return mixing.Weights(rows, row, mixing.typical(found, rows[-1]))
 
     fixed = row, jnp.asarray(labels["user"], jnp.int32), jnp.asarray(sessions, jnp.int32)
-    return lambda state: fit(state, sim.federation.arrays, *fixed)
+    whole = PartitionSpec()
+    shardings = compiling.Shardings(sim.mesh, (whole,) * 5, whole)
+    fitted = compiling.Lazily(fit, mixing.Weights(0.0, 0.0, 0.0), shardings)
+    return lambda state: fitted(state, sim.federation.arrays, *fixed)
 
 
 def make_errors(
@@ -146,16 +147,9 @@ def make_errors(
         )
 
     own_part, whole = PartitionSpec("clients"), PartitionSpec()
-    return jax.jit(
-        jax.shard_map(
-            device_fn,
-            mesh=mesh,
-            in_specs=(whole, whole, whole, own_part),
-            out_specs=own_part,
-            check_vma=False,
-        ),
-        compiler_options=compiling.options(mesh),
-    )
+    places = (whole, whole, whole, own_part)
+    sharded = jax.shard_map(device_fn, mesh=mesh, in_specs=places, out_specs=own_part, check_vma=False)
+    return compiling.Lazily(sharded, (0.0, 0.0), compiling.Shardings(mesh, places, own_part))
 
 
 def _led(lead: Windows, windows: Windows, session: Array) -> tuple[Array, Array]:

@@ -18,9 +18,10 @@ import pytest
 import toy
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fedjax_vp import closures, compiling
+from fedjax_vp import closures, compiling, evaluate, forecasting
 from fedjax_vp.federated import round as rounds
-from fedjax_vp.federated.settings import Engine, Level, Local, Method, Mixing, Uniform
+from fedjax_vp.federated.federation import thin
+from fedjax_vp.federated.settings import Engine, Evaluate, Level, Local, Method, Mixing, Uniform
 from fedjax_vp.federated.simulator import Simulator, simulator
 from fedjax_vp.models.mlp import MLP
 
@@ -209,6 +210,33 @@ def test_another_seed_finds_it_and_another_method_does_not(folder: Path) -> None
     assert len(kept(folder)) == 1
     run(built(replace(METHOD, local=Local(steps=3, batch=4))))
     assert len(kept(folder)) == 2
+
+
+def measured(most: int) -> np.ndarray:
+    """Errors on some windows of each session, of a method whose mixture is learned."""
+    levels = Level("global"), Level("video", by="video")
+    sim = built(replace(METHOD, levels=levels, mixing=Mixing("mixture", online=1.0)))
+    horizons = Evaluate(horizons_s=(0.2, 0.6), tile_horizons_s=(0.4,))
+    errors = evaluate.make_errors(forecasting.own(sim), toy.SHAPE, sim.mesh, horizons)
+    state = rounds.init(sim, jnp.int32(5))
+    windows = thin(sim.federation.arrays.test, most)
+    found = evaluate.evaluate(errors, (state, evaluate.make_mixing(sim)(state)), sim, windows)
+    again = evaluate.evaluate(errors, (state, evaluate.make_mixing(sim)(state)), sim, windows)
+    np.testing.assert_array_equal(found.error_deg, again.error_deg)
+    return found.error_deg
+
+
+def test_what_measures_errors_is_kept_too_by_the_number_of_windows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = measured(2)
+    once = len(kept(folder))
+    assert once > 0
+    wider = measured(3)
+    assert len(kept(folder)) == once + 1
+    monkeypatch.setattr(compiling.export, "export", lambda function: fail)  # all that is needed is there
+    np.testing.assert_array_equal(measured(2), first)
+    np.testing.assert_array_equal(measured(3), wider)
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", None])

@@ -121,14 +121,8 @@ def build(traces: TraceSet, split: Split, shape: WindowShape, client: str = "ses
     if rank[-1] >= 2**31:
         raise UserError(f"{traces.name} has {rank[-1]} training windows: stay below 2^31 (protocol.stride)")
     bags = Bags(*(jnp.asarray(x, jnp.int32) for x in (member, first, rank)))
-    lead = np.zeros_like(split.test) if split.lead is None else split.lead
-    masks = {
-        "train": split.train,
-        "valid": split.valid,
-        "adapt": split.adapt,
-        "test": split.test,
-        "lead": lead,
-    }
+    masks = {phase: getattr(split, phase) for phase in ("train", "valid", "adapt", "test")}
+    masks["lead"] = np.zeros_like(split.test) if split.lead is None else split.lead
     phases = {phase: _windows(mask, split.row) for phase, mask in masks.items()}
     stored = jnp.asarray(traces.direction), jnp.asarray(traces.t0, jnp.float32)
     arrays = Arrays(*stored, bags=bags, make=_maker(traces), **phases)

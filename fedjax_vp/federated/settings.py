@@ -151,7 +151,8 @@ class Mixing:
     worse off by half a degree than with the first model alone. `windows`: validation windows a session.
     `online`, per radian and second: how fast the headset turns, during a session, to the prefixes that have
     served this session best so far (`hedging.py`); 0 keeps the weights as learned. Above 0 it makes a mixture
-    of `best_prefix` too, and begins with half of the weight spread, whatever `safe` has found.
+    of `best_prefix` too, and begins with half of the weight spread, whatever `safe` has found: half of that
+    on the first of `experts`, if there are any.
     `experts` names methods, as `compare` does, whose models are trained apart in the same rounds and mixed
     with the prefixes, before which they stand: `safe` retreats to the first of them, so name `fedavg` first.
     """
