@@ -98,7 +98,11 @@ def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
     whole = PartitionSpec()
     shardings = compiling.Shardings(sim.mesh, (whole,) * 5, whole)
     fitted = compiling.Lazily(fit, mixing.Weights(0.0, 0.0, 0.0), shardings)
-    return lambda state: fitted(state, sim.federation.arrays, *fixed)
+
+    def learn(state: State) -> mixing.Weights:
+        return processes.here(fitted(*processes.everywhere(sim.mesh, (state, sim.federation.arrays, *fixed))))
+
+    return learn
 
 
 def make_errors(
@@ -112,6 +116,8 @@ def make_errors(
     """
     at = np.array([round(h * shape.rate_hz) - 1 for h in settings.horizons_s])
     tiles_at = np.array([round(h * shape.rate_hz) - 1 for h in settings.tile_horizons_s])
+    kept = np.arange(shape.horizon) if forecaster.remembers else np.union1d(at, tiles_at)
+    at, tiles_at = np.searchsorted(kept, at), np.searchsorted(kept, tiles_at)
 
     def session_fn(state: Any, arrays: Arrays, windows: Windows, session: Array) -> tuple[Array, Array]:
         size, count = windows.now.shape[1], windows.count[session]
@@ -125,10 +131,11 @@ def make_errors(
 
         def predict(index: Array) -> tuple[Array, Array]:
             inputs, true = cut(traces, shape, jnp.full(block, row[0]), now.reshape(blocks, block)[index])
-            return jnp.moveaxis(forecaster.predict(model, inputs), 0, 1), true
+            return jnp.moveaxis(forecaster.predict(model, inputs)[:, :, kept], 0, 1), true[:, kept]
 
         predicted, true = _by_block(predict, blocks, used)  # [window, prefix, ...] and [window, ...]
-        ours = forecaster.join(model, jnp.moveaxis(predicted, 1, 0), true, Times(now, shape.rate_hz))
+        times = Times(now, kept + 1, shape.rate_hz)
+        ours = forecaster.join(model, jnp.moveaxis(predicted, 1, 0), true, times)
 
         def judge(index: Array) -> tuple[Array, Array]:
             place = jnp.minimum(lead + index * block + jnp.arange(block), now.shape[0] - 1)

@@ -30,9 +30,9 @@ Models = tuple[Params, ...]  # each with a leading axis of prefixes
 class Forecaster(NamedTuple):
     """What predicts: the models of a session, predictions of each, and one prediction made of them.
 
-    `join` is given the predictions of a session's windows, where the viewer then looked, and when they are.
-    It may use of the truth only what is known by each window. If it `remembers`, it is shown the windows that
-    lead up to the measured ones as well.
+    `join` is given the predictions of a session's windows at some horizons, where the viewer then looked, and
+    the times of both. It may use of the truth only what is known by each window. If it `remembers`, it is
+    shown all horizons, and the windows that lead up to the measured ones as well.
     """
 
     model_of: Callable[[Any, Arrays, Int[Array, ""]], Any]  # (state, arrays, session) -> model
@@ -55,7 +55,8 @@ def baseline(predictor: Predictor) -> Forecaster:
 
 def own(sim: Simulator) -> Forecaster:
     """The method's own forecasts; its state is `(State, mixing weights)`."""
-    rate = sim.method.mixing.online
+    rate, several = sim.method.mixing.online, len(sim.experts) + len(sim.layout.levels) > 1
+    remembers = several and sim.method.mixing.kind != "none" and rate > 0
 
     def model_of(state: tuple[State, mixing.Weights], arrays: Arrays, session: Int[Array, ""]) -> Any:
         return models(sim, state[0], arrays, session), mixing.of(state[1], session), state[1].typical
@@ -69,13 +70,13 @@ def own(sim: Simulator) -> Forecaster:
         if len(predicted) == 1:
             return predicted[0]
         _, learned, typical = model
-        if not rate:
-            return mixing.mix(learned[:, None], predicted)
+        if not remembers:
+            return mixing.mix(learned[:, None, times.ahead - 1], predicted)
         error = geometry.great_circle(predicted, true[None])
         prior = hedging.prior(learned, len(sim.experts))
         return mixing.mix(hedging.weights(prior, error, typical, times, rate), predicted)
 
-    return Forecaster(model_of, predict, join, remembers=rate > 0)
+    return Forecaster(model_of, predict, join, remembers)
 
 
 def models(sim: Simulator, state: State, arrays: Arrays, session: Int[Array, ""]) -> Models:
@@ -173,7 +174,7 @@ def forecast(
             session, *window = item
             now, inputs, true = jax.tree.map(lambda x: x[None], tuple(window))
             model = forecaster.model_of(state, arrays, session)
-            times = Times(now, shape.rate_hz)
+            times = Times(now, np.arange(1, shape.horizon + 1), shape.rate_hz)
             return forecaster.join(model, forecaster.predict(model, inputs), true, times)[0]
 
         return inputs.past, target, jax.lax.map(one, (session, now, inputs, target))

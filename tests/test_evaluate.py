@@ -272,6 +272,14 @@ def test_adaptation_of_no_steps_changes_nothing_and_of_some_does(
     assert found.error_deg[~unchanged].mean() < plain[2].error_deg[~unchanged].mean()
 
 
+def test_what_is_typical_is_the_mixtures_error_on_validation_windows() -> None:
+    sim, state = ready(mixing=Mixing("mixture", windows=4))
+    learned = engine.make_mixing(sim)(state)
+    found = errors_of(sim, state, thin(FED.arrays.valid, 4), learned.rows[-1])
+    measured = np.rad2deg(learned.typical)[[0, 2]]  # 0.2 and 0.6 s
+    np.testing.assert_allclose(measured, found.error_deg.mean(axis=0), rtol=1e-4)
+
+
 def test_examples_are_test_windows_with_their_forecasts(
     plain: tuple[Simulator, State, engine.Evaluation],
 ) -> None:

@@ -168,7 +168,7 @@ def worsened(state: Any, but: int) -> Any:
 
 def test_online_weights_begin_with_a_share_for_each() -> None:
     learned = jnp.zeros((5, 2)).at[4].set(1.0)
-    times = hedging.Times(jnp.arange(2), 5.0)
+    times = hedging.Times(jnp.arange(2), np.arange(1, 3), 5.0)
     found = hedging.weights(hedging.prior(learned, 2), jnp.zeros((5, 2, 2)), jnp.ones(2), times, 1.0)
     eighth = 1 / 8
     expected = [2 * eighth, eighth, eighth / 3, eighth / 3, eighth / 3 + 0.5]

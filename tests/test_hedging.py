@@ -13,11 +13,12 @@ from test_evaluate import FED, TRACES, errors_of, phases, ready
 from fedjax_vp import evaluate
 from fedjax_vp.federated import hedging
 from fedjax_vp.federated.federation import build
-from fedjax_vp.federated.settings import Mixing
+from fedjax_vp.federated.settings import Evaluate, Mixing
+from fedjax_vp.forecasting import own
 
 LEVELS, HORIZON, RATE_HZ = 3, 4, 5.0
 NOW = np.array([3, 4, 6, 7, 8, 40, 41, 42, 42, 42], np.int32)  # a hole of 6.4 s, then two that pad
-TIMES = hedging.Times(jnp.asarray(NOW), RATE_HZ)
+TIMES = hedging.Times(jnp.asarray(NOW), np.arange(1, HORIZON + 1), RATE_HZ)
 TYPICAL = np.array([0.1, 0.2, 0.4, 0.5], np.float32)
 LEARNED = np.array([[0.0, 0.2, 0.5, 1.0], [0.3, 0.3, 0.5, 0.0], [0.7, 0.5, 0.0, 0.0]], np.float32)
 
@@ -105,18 +106,33 @@ def test_a_run_corrects_its_weights_during_each_session() -> None:
     prior = (mixture + 1 / 3) / 2
     start = errors_of(sim, state, mix=jnp.asarray(prior, jnp.float32))
     np.testing.assert_allclose(found.error_deg[first], start.error_deg[first], atol=1e-3)
-    # at the first horizon, from the single prefixes' errors
-    each = [errors_of(sim, state, mix=jnp.eye(3)[:, d : d + 1] * jnp.ones((1, 3))) for d in range(3)]
+
+
+def test_errors_that_are_typical_of_a_horizon_count_alike() -> None:
+    """At all horizons, from the single prefixes' errors, with what is typical by the state's own word."""
+    typical = np.array([0.2, 0.7, 1.5], np.float32)
+    mixture = np.random.default_rng(1).dirichlet(np.ones(3), 3).T.astype(np.float32)
+    sim, state = ready(mixing=Mixing("mixture", online=6.0))
+    every = Evaluate(horizons_s=(0.2, 0.4, 0.6), tile_horizons_s=(0.4,))
+
+    def measured(mix: np.ndarray, online: float) -> evaluate.Evaluation:
+        method = replace(sim.method, mixing=Mixing("mixture", online=online))
+        errors = evaluate.make_errors(own(sim._replace(method=method)), toy.SHAPE, sim.mesh, every)
+        weights = evaluate.mixing.same_for_all(jnp.asarray(mix, jnp.float32), FED.num_sessions)
+        weights = weights._replace(typical=jnp.asarray(typical))
+        return evaluate.evaluate(errors, (state, weights), sim, FED.arrays.test)
+
+    found = measured(mixture, 6.0)
+    each = [measured(np.eye(3)[:, d : d + 1] * np.ones((1, 3)), 0.0) for d in range(3)]
     session = found.session == found.session[-1]
     now = np.rint((found.now_s[session] - TRACES.t0[found.session[-1]]) * toy.SHAPE.rate_hz).astype(np.int32)
-    error = np.deg2rad([one.error_deg[session, :1] for one in each])
-    wide = np.concatenate([error, np.zeros((3, len(now), toy.SHAPE.horizon - 1))], axis=2)
-    typical = np.ones(toy.SHAPE.horizon)
-    wanted = account(mixture, wide, now, 6.0, toy.SHAPE.rate_hz, typical)[:, :, :1]
-    for window in (1, len(now) - 1):
-        one = errors_of(sim, state, mix=jnp.asarray(np.broadcast_to(wanted[:, window], (3, 3)), jnp.float32))
-        ours = found.error_deg[session][window, 0]
-        assert ours == pytest.approx(one.error_deg[session][window, 0], abs=1e-3)
+    error = np.deg2rad([one.error_deg[session] for one in each])
+    wanted = account(mixture, error, now, 6.0, toy.SHAPE.rate_hz, typical)
+    for window in (1, 2, len(now) - 1):
+        one = measured(wanted[:, window], 0.0)
+        np.testing.assert_allclose(
+            found.error_deg[session][window], one.error_deg[session][window], atol=1e-3
+        )
 
 
 def test_blocks_and_sessions_side_by_side_keep_the_account(monkeypatch: pytest.MonkeyPatch) -> None:

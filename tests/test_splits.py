@@ -84,8 +84,9 @@ def assert_nothing_leaks(traces: TraceSet, protocol: Protocol, phases: Split) ->
     for a, b in [*pairs, ("valid", "adapt")]:
         assert not (touched[a] & touched[b]).any(), f"{a} and {b} share samples"
     if phases.lead is not None:
-        lead, first = phases.lead.any(axis=1), phases.test.argmax(axis=1)[:, None]
-        assert not (lead & ~phases.test.any(axis=1)).any()
+        counts = phases.test | phases.valid
+        lead, first = phases.lead.any(axis=1), counts.argmax(axis=1)[:, None]
+        assert not (lead & ~counts.any(axis=1)).any()
         assert not (phases.lead & (np.arange(phases.lead.shape[1])[None, :] >= first)).any()
         assert not (touched["lead"] & touched["train"]).any()
         assert not (phases.lead & phases.adapt).any()
@@ -200,13 +201,16 @@ def test_leading_windows_are_what_a_headset_has_forecast_before() -> None:
     assert plain.lead is not None
     # Two seconds of history, then all samples up to the sixth second.
     assert {tuple(np.flatnonzero(row)) for row in plain.lead[tested]} == {tuple(range(9, 30))}
-    assert not plain.lead[~tested].any()
+    assert {tuple(np.flatnonzero(row)) for row in plain.lead[plain.valid.any(axis=1)]} == {
+        tuple(range(9, 30))
+    }
+    assert not plain.lead[~tested & ~plain.valid.any(axis=1)].any()
     sparse = split(traces, UnseenUsers(test_stride=5)).lead
     assert sparse is not None
-    assert set(np.nonzero(sparse)[1]) == {10, 15, 20, 25}
+    assert set(np.nonzero(sparse[tested])[1]) == {10, 15, 20, 25}
     adapted = split(traces, UnseenUsers(adapt_s=3.0, reserve_s=10.0)).lead
     assert adapted is not None
-    assert {tuple(np.flatnonzero(row)) for row in adapted[tested]} == {tuple(range(15, 60))}
+    assert {tuple(np.flatnonzero(row)) for row in adapted[tested]} == {tuple(range(50, 60))}
 
 
 def test_validation_sessions_adapt_as_test_sessions_do() -> None:

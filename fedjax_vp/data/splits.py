@@ -1,7 +1,7 @@
 """Protocols: which windows train, validate, adapt and test.
 
-A protocol names every window by ``now``, the index of its last observed sample, and gives four disjoint masks
-over it. Windows are chosen by video time, never by index. What holds for every protocol:
+A protocol names every window by ``now``, the index of its last observed sample, and gives disjoint masks over
+it. Windows are chosen by video time, never by index. What holds for every protocol:
 
 - History and target of a window lie wholly in one phase: no sample of a test window belongs to a train,
   valid or adapt window of the same session, and no sample of a valid window to a train window.
@@ -17,8 +17,9 @@ leave something to learn from after 2 s already. Test windows begin, history inc
 is scored on the same test windows. Budgets up to ``start_s - history_s`` (by default 4 s) never change them.
 The same holds for validation sessions: what is learned on their windows is learned of adapted models.
 
-**Leading windows.** What a headset has forecast in a tested session before the first window that counts is
-neither trained on nor measured, but known by then (`lead`): a headset may judge its models by it.
+**Leading windows.** What a headset has forecast in a tested (or validation) session before the first window
+that counts, but after budget and reserve, is neither trained on nor measured, but known by then (`lead`): a
+headset may judge its models by it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Split(NamedTuple):
     valid: np.ndarray  # bool [row, time]
     adapt: np.ndarray  # bool [row, time]
     test: np.ndarray  # bool [row, time]
-    lead: np.ndarray | None = None  # bool [row, time] before a session's first test window; None: nowhere
+    lead: np.ndarray | None = None  # bool [row, time] before a session's first test or valid window
     row: np.ndarray | None = None  # int32 [trace]; None: trace i has row i
 
     def windows(self, phase: str) -> np.ndarray:
@@ -147,16 +148,18 @@ def _split_sessions(traces: TraceSet, protocol: Windows, roles: Roles) -> Split:
     seen = traces.eligible(history, horizon, protocol.start_s)
     learned = seen & _on_stride(traces, protocol, protocol.stride)
     adapt, free = _adapt(traces, protocol)
-    measured = _on_stride(traces, protocol, protocol.test_stride) & roles.test[:, None]
-    test = seen & free & measured
-    later = _age_s(traces) > protocol.adapt_s - _SLACK_S
-    before = test.any(axis=1, keepdims=True) & ~np.maximum.accumulate(test, axis=1)
+    valid, test = roles.valid[:, None], roles.test[:, None]
+    tested = _on_stride(traces, protocol, protocol.test_stride) & test
+    counts = (learned & free & valid) | (seen & free & tested)
+    before = counts.any(axis=1, keepdims=True) & ~np.maximum.accumulate(counts, axis=1)
+    later = _age_s(traces) > max(protocol.adapt_s, protocol.reserve_s) - _SLACK_S
+    on_stride = (_on_stride(traces, protocol, protocol.stride) & valid) | tested
     return Split(
         train=learned & roles.train[:, None],
-        valid=learned & free & roles.valid[:, None],
-        adapt=adapt & (roles.valid | roles.test)[:, None],
-        test=test,
-        lead=traces.eligible(history, horizon) & measured & later & before,
+        valid=counts & valid,
+        adapt=adapt & (valid | test),
+        test=counts & test,
+        lead=traces.eligible(history, horizon) & on_stride & later & before,
     )
 
 
@@ -216,4 +219,6 @@ def _split_netllm(traces: TraceSet, protocol: NetLLM, roles: Roles) -> Split:
     last = traces.valid.shape[1] - 1 - traces.valid[:, ::-1].argmax(axis=1)
     left_s = (last[:, None] - 1 - np.arange(traces.valid.shape[1])[None, :]) / traces.rate_hz
     tail = left_s >= protocol.tail_s - _SLACK_S
-    return phases._replace(train=phases.train & tail, valid=phases.valid & tail, test=phases.test & tail)
+    valid, test = phases.valid & tail, phases.test & tail
+    lead = phases.lead & (valid | test).any(axis=1, keepdims=True)
+    return Split(phases.train & tail, valid, phases.adapt, test, lead)

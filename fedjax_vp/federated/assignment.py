@@ -189,7 +189,7 @@ def candidates(
         place = jnp.arange(size)
         if settings.windows:
             key = jax.random.fold_in(client.key, _SLOTS + slot.astype(jnp.uint32))
-            place = batches.below(jnp.maximum(count, 1), jax.random.bits(key, (size,)))
+            place = batches.below(count, jax.random.bits(key, (size,)))
         rank = begin + jnp.minimum(place, jnp.maximum(count, 1) - 1)
         at = jnp.clip(jnp.searchsorted(bags.rank, rank, side="right") - 1, 0, bags.session.shape[0] - 1)
         now = arrays.train.at(bags.session[at], rank - bags.rank[at])

@@ -155,12 +155,12 @@ def draw(
 
 
 def below(count: Int[Array, ""], bits: UInt32[Array, "*any"]) -> Int[Array, "*any"]:
-    """Random numbers from 0 to count - 1, evenly up to count / 2^32.
+    """Random numbers from 0 to count - 1 (0 of none), evenly up to count / 2^32.
 
     `jax.random.randint` splits its key and draws two numbers for each: three hashes to compile where this is
     one.
     """
-    return (bits % count.astype(jnp.uint32)).astype(jnp.int32)
+    return (bits % jnp.maximum(count, 1).astype(jnp.uint32)).astype(jnp.int32)
 
 
 def _member(arrays: Arrays, rank: Array) -> Array:

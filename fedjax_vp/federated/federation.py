@@ -63,7 +63,7 @@ class Arrays(NamedTuple):
     valid: Windows
     adapt: Windows
     test: Windows
-    lead: Windows  # of tested sessions, before the first one that is measured
+    lead: Windows  # before the first one that is measured
     bags: Bags
     make: Callable[[Array], Array] | None = None  # a pytree: session -> [time, 3]; None: traces are stored
 

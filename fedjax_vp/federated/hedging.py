@@ -18,8 +18,8 @@ would otherwise be nearly over before the account of 5 s says anything.
 
 Half of the prior is spread (3), for what the learned weights rule out would stay ruled out, however well it
 serves this one viewer: over what is trained apart (`mixing.experts`, and the hierarchy, whose prefixes share
-its part evenly), half of it for the first and half evenly over the others. Only the windows that are measured
-enter the account, which begins with the first of them.
+its part evenly), half of it for the first and half evenly over the others. The account begins with the first
+window that is given, which may be long before the first that is measured (`Split.lead`).
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ LONGEST_GAP_S = 5.0
 
 
 class Times(NamedTuple):
-    """When the windows of a session are, in samples; each is forecast 1, 2, ... samples ahead."""
+    """When the windows of a session are, and what is forecast, in samples."""
 
     now: Int[Array, "window"]  # of the last observation, growing; equal ones pad the last window
+    ahead: Int[np.ndarray, "horizon"]  # of each horizon, growing; to weigh models all are needed: 1, 2, ...
     rate_hz: float
 
 
@@ -69,22 +70,23 @@ def weights(
         prior: with which every session begins.
         error: of each model in each window, radians; of windows after the last one, anything finite.
         typical: s of (2), radians, above 0.
-        times: of the windows.
+        times: of the windows; `ahead` is 1, 2, ...
         rate: of (1), per radian and second.
     """
     now = times.now
     gap = jnp.diff(now, append=now[-1:]) / times.rate_hz  # 0 after the last window
     gap = jnp.minimum(gap, LONGEST_GAP_S)
-    loss = jnp.cumsum(gap[None, :, None] * error, axis=1)
+    loss = jnp.cumsum(gap[None, :, None] * error / typical[None, None], axis=1)
     loss = jnp.pad(loss, ((0, 0), (1, 0), (0, 0)))  # of the first n windows
-    since = now[:, None] - jnp.arange(1, error.shape[2] + 2)[None]
+    ahead = np.append(times.ahead, times.ahead[-1] + 1)
+    since = now[:, None] - jnp.asarray(ahead, jnp.int32)[None]
     count = jnp.searchsorted(now, since, side="right")  # windows so long ago: [window, horizon + 1]
 
     def at(count: Int[Array, "window horizon"]) -> Float[Array, "model window horizon"]:
         return jnp.take_along_axis(loss, count[None], axis=1)
 
     whole, older = at(count[:, :-1]), at(count[:, 1:])  # judged at j, and at j + 1 as well
-    scale = typical[None, None]
-    part = jnp.cumsum((whole - older) / scale, axis=2)  # judged at j or before, and not beyond
+    part = jnp.cumsum(whole - older, axis=2)  # judged at j or before, and not beyond
     part = jnp.pad(part, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
-    return jax.nn.softmax(jnp.log(prior)[:, None] - rate * (whole + scale * part), axis=0)
+    told = typical[None, None] * (whole + part)
+    return jax.nn.softmax(jnp.log(prior)[:, None] - rate * told, axis=0)
