@@ -60,8 +60,8 @@ def devices(most: int = 0) -> list[jax.Device]:
 
 
 def own(mesh: Mesh) -> Mesh:
-    """The part of a mesh along `clients` that belongs to this process."""
-    return mesh if jax.process_count() == 1 else Mesh(np.array(mesh.local_devices), mesh.axis_names)
+    """A mesh along `clients` of this process alone: of several processes, the device that `here` copies from."""
+    return mesh if jax.process_count() == 1 else Mesh(np.array(mesh.local_devices[:1]), mesh.axis_names)
 
 
 def everywhere(mesh: Mesh, tree: Tree) -> Tree:

@@ -27,7 +27,8 @@ CONFIG: dict[str, Any] = {
     "dataset": {"kind": "synthetic", "users": 3, "videos": 2, "duration_s": 20.0},
     "model": {"kind": "linear"},
     "local": {"batch": 4, "steps": 1, "lr": 0.01, "optimizer": "adam", "keep_state": True},
-    "engine": {"chunk": 1, "devices": 1},
+    "engine": {"chunk": 1, "devices": 2},
+    "mixing": {"kind": "mixture", "online": 1.0, "experts": ["fedavg"]},
     "evaluate": {"every": 4, "horizons_s": [0.2, 1.0], "tile_horizons_s": [1.0]},
 }
 MEASURED = ("error_deg", "by_client", "by_user", "worst_decile_deg", "baselines", "tiles")
@@ -99,7 +100,7 @@ def start(index: int, address: str) -> subprocess.Popen:
         **os.environ,
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_PROCESS_ID": str(index),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent)]),
     }
     code = "from test_processes import one_of_two; one_of_two()"
