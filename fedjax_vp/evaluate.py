@@ -97,7 +97,7 @@ def make_mixing(sim: Simulator) -> Callable[[State], mixing.Weights]:
     fixed = row, jnp.asarray(labels["user"], jnp.int32), jnp.asarray(sessions, jnp.int32)
     whole = PartitionSpec()
     shardings = compiling.Shardings(sim.mesh, (whole,) * 5, whole)
-    fitted = compiling.Lazily(fit, mixing.Weights(0.0, 0.0, 0.0), shardings)
+    fitted = compiling.Lazily(fit, mixing.Weights(*fixed), shardings)
 
     def learn(state: State) -> mixing.Weights:
         return processes.here(fitted(*processes.everywhere(sim.mesh, (state, sim.federation.arrays, *fixed))))
