@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fedjax_vp.federated.grouping.settings import IFCA
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 cells = importlib.import_module("traces.cells")
 
@@ -45,6 +47,15 @@ def test_budgets_are_measured_on_the_same_windows() -> None:
     assert [one.adapt_s for one in protocols] == [3.0, 5.0, 10.0]
     assert {one.reserve_s for one in protocols} == {10.0}
     assert cells.config(cell("adaptation", "fedavg"), 0).protocol.reserve_s == 10.0
+
+
+def test_no_round_looks_at_more_than_64_windows_of_a_session() -> None:
+    for one in cells.plan(["unseen_users"], cells.SETS, [], None):
+        config = cells.config(one, 0)
+        looked = [config.local.steps * config.local.batch] if config.local.epochs is None else []
+        looked += [level.grouping.windows for level in config.levels if isinstance(level.grouping, IFCA)]
+        if one.method not in ("centralized", "local_only"):
+            assert 0 < max(looked) <= 64, one.name
 
 
 def test_ablations_leave_out_the_level_they_name() -> None:
