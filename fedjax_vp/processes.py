@@ -60,7 +60,7 @@ def devices(most: int = 0) -> list[jax.Device]:
 
 
 def own(mesh: Mesh) -> Mesh:
-    """A mesh along `clients` of this process alone: of several processes, the device that `here` copies from."""
+    """A mesh along `clients` of this process alone: of several, the device that `here` copies from."""
     return mesh if jax.process_count() == 1 else Mesh(np.array(mesh.local_devices[:1]), mesh.axis_names)
 
 

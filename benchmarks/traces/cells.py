@@ -33,8 +33,6 @@ _SEEDS = {"jin": 3, "wu": 3, "david": 1, "avtrack": 1}
 _ORACLE = {"kind": "spectral", "of": "session", "groups": 2, "peek": True}
 _THIN = {"local.batch": 16}  # 4 steps of 16: at most 64 windows a session and round
 _CHOICE = {"levels.cluster.grouping.windows": 64}  # for IFCA too: all take a quarter of an hour on Wu
-    "levels.cluster.grouping.windows": 64
-}  # of a session for IFCA too: all take a quarter of an hour on Wu
 _SELDOM = {"evaluate.every": 100, "engine.chunk": 100}  # looks on the way and checkpoints
 _CONFIGS = {"three_layers": "global_video_user", "no_user_category": "five_layers"}
 _CONFIGS |= {"no_video_category": "five_layers", "oracle": "global_video"}
