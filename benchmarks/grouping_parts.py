@@ -56,7 +56,7 @@ def choice(clients: int, groups: tuple[int, ...], passes: int = 5) -> list[dict[
         method = replace(base.method, levels=(level,))
         sim = simulator(base.federation, predict, method, Engine())
         state = round.init(sim, jnp.int32(0))
-        people = round.invite(sim, round.key_of(state.seed), state.round, arrays)[1]
+        people = round.invite(sim, state.seed, state.round, arrays)[1]
         choose = jax.jit(lambda *a, sim=sim: assignment.assign(sim, *a)[0])
         theta = predict.init(jax.random.key(0))
         session = jnp.arange(clients)
@@ -107,7 +107,7 @@ def sketches(clients: int = 96, sizes: tuple[int, ...] = (64, 256, 1024)) -> lis
     from fedjax_vp.federated import round
     from fedjax_vp.federated.grouping.settings import KMeans
     from fedjax_vp.federated.grouping.similarity import cosine
-    from fedjax_vp.federated.grouping.sketch import sketch
+    from fedjax_vp.federated.grouping.sketch import signs, sketch
     from fedjax_vp.federated.settings import Engine, Level
     from fedjax_vp.federated.simulator import simulator
 
@@ -115,7 +115,7 @@ def sketches(clients: int = 96, sizes: tuple[int, ...] = (64, 256, 1024)) -> lis
     method = replace(base.method, levels=(Level("cluster", grouping=KMeans(sketch=0)),))
     sim = simulator(base.federation, base.task.predictor, method, Engine())
     state, arrays = round.init(sim, jnp.int32(0)), base.federation.arrays
-    people = round.invite(sim, round.key_of(state.seed), state.round, arrays)[1]
+    people = round.invite(sim, state.seed, state.round, arrays)[1]
     seen = jax.jit(round.trainer(sim))(people, state.levels, arrays, jnp.float32(0.05))[4]
     whole = np.asarray(seen.sketch["cluster"])[:clients, 0]
     params, leaves, at = base.task.predictor.init(jax.random.key(0)), {}, 0
@@ -127,7 +127,7 @@ def sketches(clients: int = 96, sizes: tuple[int, ...] = (64, 256, 1024)) -> lis
     for size in sizes:
         errors, true = [], cosine(whole)[pair]
         for seed in range(10):
-            some = sketch(leaves, jax.random.key(seed), size)
+            some = sketch(leaves, size, signs(seed, leaves))
             errors.append(cosine(np.asarray(some))[pair] - true)
         error = np.stack(errors)
         rows.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedjax_vp.federated.grouping import scores, similarity
 from fedjax_vp.federated.grouping.labels import best_overlap, contingency, renumber
-from fedjax_vp.federated.grouping.sketch import _width, sketch
+from fedjax_vp.federated.grouping.sketch import _width, signs, sketch
 
 SHAPES = {"a/kernel": (30, 64), "b/bias": (64,), "c/kernel": (64, 75)}
 
@@ -94,9 +95,10 @@ def flat(delta: dict[str, np.ndarray]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def sketches():
-    """Sketches of size 64 under 400 keys."""
-    keys = jax.random.split(jax.random.key(0), 400)
-    return jax.jit(lambda delta: jax.vmap(lambda key: sketch(delta, key, 64))(keys))
+    """Sketches of size 64 under 400 seeds."""
+    shapes = {name: jnp.zeros((1, *shape)) for name, shape in SHAPES.items()}
+    drawn = jax.tree.map(lambda *x: np.stack(x), *(signs(seed, shapes) for seed in range(400)))
+    return jax.jit(lambda delta: jax.vmap(lambda one: sketch(delta, 64, one))(drawn))
 
 
 @pytest.mark.parametrize("kind", ["dense", "rank one", "one unit", "one input", "sparse"])
@@ -118,21 +120,22 @@ def test_sketched_products_are_unbiased_and_within_the_bound(kind: str, sketches
 
 def test_sketches_are_linear_exact_when_large_and_flat_at_size_zero() -> None:
     delta = updates_of("dense", np.random.default_rng(2))
-    jitted, key = jax.jit(sketch, static_argnums=2), jax.random.key(1)
-    one = jitted(delta, key, 100)
+    jitted = jax.jit(sketch, static_argnums=1)
+    one = jitted(delta, 100)
     assert one.shape == (2, 100)
-    mixed = jitted({n: np.stack([2 * x[0] - x[1], x[1]]) for n, x in delta.items()}, key, 100)
+    mixed = jitted({n: np.stack([2 * x[0] - x[1], x[1]]) for n, x in delta.items()}, 100)
     np.testing.assert_allclose(mixed[0], 2 * one[0] - one[1], atol=2e-4)
-    whole = np.asarray(jitted(delta, key, 7000))
+    whole = np.asarray(jitted(delta, 7000))
     np.testing.assert_allclose(whole @ whole.T, flat(delta) @ flat(delta).T, rtol=1e-4)
-    np.testing.assert_array_equal(jitted(delta, key, 0), flat(delta))
+    np.testing.assert_array_equal(jitted(delta, 0), flat(delta))
 
 
 def test_leaves_have_signs_of_their_own() -> None:
     """Equal leaves that fall into the same buckets: with common signs their product would count twice."""
     leaf = jax.random.normal(jax.random.key(3), (1, 32, 32))
-    keys = jax.random.split(jax.random.key(2), 200)
-    found = jax.jit(jax.vmap(lambda key: sketch({"a": leaf, "b": leaf}, key, 32)))(keys)
+    both = {"a": leaf, "b": leaf}
+    drawn = jax.tree.map(lambda *x: np.stack(x), *(signs(seed, both) for seed in range(200)))
+    found = jax.jit(jax.vmap(lambda one: sketch(both, 32, one)))(drawn)
     assert float((found**2).sum(axis=2).mean()) == pytest.approx(2 * float((leaf**2).sum()), rel=0.1)
 
 

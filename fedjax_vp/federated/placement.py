@@ -173,7 +173,7 @@ def _updates(
 
             end = jax.lax.fori_loop(0, local.steps, step, row)
             moved = {n: (end[n] - row[n])[None] for n in row}
-            return sketch(moved, learned_of.sketch_key(), settings.sketch)[0]
+            return sketch(moved, settings.sketch)[0]
 
         if isinstance(settings, CFL):
             return jax.lax.map(train, state.learned.tree.model)

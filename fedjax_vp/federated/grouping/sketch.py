@@ -16,43 +16,62 @@ small ones lie side by side, and updates of at most `size` numbers are kept exac
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache, partial
-from typing import Any
+from collections.abc import Mapping
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float
 
 from fedjax_vp.models.base import Params
 
+_SEED = 5
 
-def sketch(delta: Params, key: Key[Array, ""], size: int) -> Float[Array, "unit size"]:
-    """Sketches updates of units; inner products are unbiased over keys.
 
-    Linear: sketches of a sum, a mean or a residual follow from sketches of its terms, as long as the key is
-    the same for all clients and rounds. The signs have no unit axis.
+def sketch(
+    delta: Params, size: int, given: Mapping[str, Float[ArrayLike, "d"]] | None = None
+) -> Float[Array, "unit size"]:
+    """Sketches updates of units; inner products are unbiased over signs.
+
+    Linear: sketches of a sum, a mean or a residual follow from sketches of its terms where the signs are
+    the same, as the default ones are for all clients and rounds. They have no unit axis.
 
     Args:
         delta: leaves [unit, ...].
-        key: of the signs.
         size: numbers in a sketch; 0: the update itself, leaves in order of their names.
+        given: signs of each leaf (see `signs`; default: those of the simulator's own seed).
     """
-    leaves = [x for _, x in sorted(delta.items())]
+    leaves = sorted(delta.items())
     if not size:
-        return jnp.concatenate([x.reshape(x.shape[0], -1) for x in leaves], axis=1)
-    total = jnp.zeros((leaves[0].shape[0], size))
+        return jnp.concatenate([x.reshape(x.shape[0], -1) for _, x in leaves], axis=1)
+    given = signs(_SEED, delta) if given is None else given
+    total = jnp.zeros((leaves[0][1].shape[0], size))
     offset = 0
-    signs = _signs(key, tuple(math.prod(x.shape[1:]) for x in leaves))
-    for own, x in zip(signs, leaves, strict=True):
+    for name, x in leaves:
         flat = x.reshape(x.shape[0], -1)
-        folded = _fold(flat, own, _width(x.shape[1:], size))
+        folded = _fold(flat, given[name], _width(x.shape[1:], size))
         folded = jnp.pad(folded, ((0, 0), (0, size - folded.shape[1])))
         total = total + jnp.roll(folded, offset, axis=1)
         offset = (offset + flat.shape[1]) % size
     return total
+
+
+def signs(seed: int, delta: Params) -> dict[str, np.ndarray]:
+    """Signs of each leaf: constants of what is compiled, drawn by NumPy, for which nothing is compiled.
+
+    Args:
+        seed: of the signs.
+        delta: leaves [unit, ...], of which only the shapes matter.
+    """
+    return _drawn(seed, tuple((name, math.prod(x.shape[1:])) for name, x in sorted(delta.items())))
+
+
+@lru_cache(maxsize=64)
+def _drawn(seed: int, sizes: tuple[tuple[str, int], ...]) -> dict[str, np.ndarray]:
+    """Every level and every trace asks for the same."""
+    random = np.random.Generator(np.random.Philox(seed))
+    return {n: (2 * random.integers(0, 2, size, np.int8) - 1).astype(np.float32) for n, size in sizes}
 
 
 def _width(shape: tuple[int, ...], size: int) -> int:
@@ -61,28 +80,6 @@ def _width(shape: tuple[int, ...], size: int) -> int:
         return size
     stride = math.prod(shape[1:])
     return next(width for width in range(size, 0, -1) if math.gcd(width, stride) == 1)
-
-
-def _signs(key: Key[Array, ""], sizes: tuple[int, ...]) -> Sequence[Float[ArrayLike, "d"]]:
-    """Signs of each leaf; a known key makes them constants of what is compiled, not drawn by each client."""
-    if isinstance(key, Tracer):
-        return [row[:size] for row, size in zip(_drawn(key, sizes), sizes, strict=True)]
-    with jax.ensure_compile_time_eval():
-        return _constants(np.asarray(jax.random.key_data(key)).tobytes(), jax.random.key_impl(key), sizes)
-
-
-@lru_cache(maxsize=64)
-def _constants(data: bytes, impl: Any, sizes: tuple[int, ...]) -> Sequence[np.ndarray]:
-    """The signs of a key, of which its numbers are given: every level and every trace asks for the same."""
-    key = jax.random.wrap_key_data(jnp.asarray(np.frombuffer(data, np.uint32)), impl=impl)
-    drawn = np.asarray(jax.jit(_drawn, static_argnums=1)(key, sizes), np.int8)
-    return [row[:size].astype(np.float32) for row, size in zip(drawn, sizes, strict=True)]
-
-
-def _drawn(key: Key[Array, ""], sizes: tuple[int, ...]) -> Float[Array, "leaf d"]:
-    """One draw for all leaves, as long as the longest."""
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(sizes)))
-    return jax.vmap(lambda one: jax.random.rademacher(one, (max(sizes),), jnp.float32))(keys)  # over leaves
 
 
 def _fold(
