@@ -11,6 +11,7 @@ import toy
 
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated.components import LOGITS, Components, mixture
+from fedjax_vp.models import MLP
 from fedjax_vp.models.base import Inputs, Predictor
 
 SETTINGS = Components(count=3, width=0.5)
@@ -89,3 +90,20 @@ def test_one_component_is_the_network_and_a_table_has_none() -> None:
         mixture(SETTINGS, probe.predictor(table=True))
     with pytest.raises(ValueError, match="give at least 1"):
         Components(count=0)
+
+
+def test_networks_with_a_view_of_their_own_predict_as_each_alone() -> None:
+    """What is seen of the windows is shared; the networks' outputs become directions one by one."""
+    network = MLP(hidden=(8,)).build(toy.SHAPE)
+    mixed = mixture(SETTINGS, network)
+    params = mixed.init(jax.random.key(2))
+    params = {n: x + 0.3 * jax.random.normal(jax.random.key(3), x.shape) for n, x in params.items()}
+    windows, share = inputs(), np.asarray(jax.nn.softmax(params[LOGITS]))
+    alone = [{n: x[k] for n, x in params.items() if n != LOGITS} for k in range(SETTINGS.count)]
+    each = np.stack([network.apply(one, windows) for one in alone])
+    total = np.einsum("c,cwhx->whx", share, each)
+    wanted = total / np.linalg.norm(total, axis=-1, keepdims=True)
+    np.testing.assert_allclose(mixed.apply(params, windows), wanted, atol=1e-5)
+    loss = np.stack([network.loss(one, windows, TARGET, LOSS) for one in alone])
+    wanted = -SETTINGS.width * np.log(share @ np.exp(-loss / SETTINGS.width))
+    np.testing.assert_allclose(mixed.loss(params, windows, TARGET, LOSS), wanted, rtol=1e-4, atol=1e-6)

@@ -14,7 +14,7 @@ from fedjax_vp.federated.federation import build
 from fedjax_vp.federated.settings import Engine, Level, Local, Method
 from fedjax_vp.federated.simulator import Simulator, simulator
 from fedjax_vp.models.base import Inputs
-from fedjax_vp.models.features import CROWD_PRIOR, CROWD_SCALE, VIDEO_CROWD, Features
+from fedjax_vp.models.features import CROWD_PRIOR, CROWD_SCALE, VIDEO_CROWD, Features, view_of
 from fedjax_vp.models.mlp import MLP
 
 TRACES = toy.traces(users=3, videos=2)
@@ -83,6 +83,6 @@ def test_the_crowd_is_read_between_its_bins_and_in_the_viewer_s_frame() -> None:
     table = jnp.zeros(features.init()[VIDEO_CROWD].shape).at[4].set(jnp.array([3.0, 0.0, 3.0, 0.0]))
     past = jnp.broadcast_to(jnp.array([0.0, 1.0, 0.0]), (3, 4, 3))  # looks left: left is ahead
     time = jnp.array([1.25, 1.5, 4.0])  # + 1 s: the middle of bin 4, its end, and far from it
-    context = features.apply({VIDEO_CROWD: table}, Inputs(past, time)).context
+    context = features.context({VIDEO_CROWD: table}, view_of(Inputs(past, time)))
     wanted = CROWD_SCALE * np.array([3 / (3 + CROWD_PRIOR), 1.5 / (1.5 + CROWD_PRIOR), 0])
     np.testing.assert_allclose(context, np.stack([wanted, 0 * wanted, 0 * wanted], axis=1), atol=1e-6)

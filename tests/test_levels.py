@@ -328,3 +328,14 @@ def test_rebase_keeps_the_sum_of_both_rows(five: pools.Case, old: list[int], new
             total = np.asarray(found[leaf] + coarse[leaf][after])
             np.testing.assert_allclose(total, fine[leaf] + coarse[leaf][before], atol=1e-5)
         np.testing.assert_array_equal(np.asarray(found[leaf])[~moved], np.asarray(fine[leaf])[~moved])
+
+
+@pytest.mark.parametrize("size", [3, operations._SMALL + 1])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_found_in_small_and_large_arrays(size: int, wrong: float) -> None:
+    arrays = [jnp.full((2, 2), -1e9), jnp.linspace(-1e6, 1e6, size), jnp.zeros(operations._SMALL)]
+    found = jax.jit(operations.all_finite)
+    assert found(arrays)
+    for index, x in enumerate(arrays):
+        bad = x.reshape(-1).at[-1].set(wrong).reshape(x.shape)
+        assert not found([*arrays[:index], bad, *arrays[index + 1 :]])

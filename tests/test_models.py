@@ -28,6 +28,7 @@ from fedjax_vp.models import (
     Velocity,
     WindowShape,
 )
+from fedjax_vp.models.features import view_of
 
 SHAPE = WindowShape(history=4, horizon=3, rate_hz=5.0, duration_s=20.0)
 LEARNED = [kind for kind in MODELS if kind not in ("static", "velocity")]
@@ -228,8 +229,8 @@ def test_the_table_is_read_on_the_clock_and_clipped_at_its_end() -> None:
     table = jnp.zeros((bins, 1, 3)).at[:, 0, 2].set(jnp.arange(bins, dtype=jnp.float32))
     # 12 s as a float32 clock may say it: t0 + k / rate with an inexact rate.
     time = jnp.array([0.0, 6.25, np.nextafter(np.float32(12), np.float32(0)), 30.0], jnp.float32)
-    view = feature_map.apply({VIDEO_TABLE: table}, Inputs(windows(4).past, time))
-    np.testing.assert_array_equal(view.context[:, jnp.array([2, 5])], [[2, 10], [14, 22], [26, 34], [50, 50]])
+    context = feature_map.context({VIDEO_TABLE: table}, view_of(Inputs(windows(4).past, time)))
+    np.testing.assert_array_equal(context[:, jnp.array([2, 5])], [[2, 10], [14, 22], [26, 34], [50, 50]])
 
 
 def test_static_repeats_the_last_direction() -> None:

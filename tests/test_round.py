@@ -135,8 +135,7 @@ def test_sampled_fedavg_is_the_mean_of_the_participants_own_results() -> None:
     """Which clients took part shows in their deltas: exactly five of twelve explain the step."""
     one = case(SAMPLED)
     state = one.start()
-    key = jax.random.fold_in(jax.random.fold_in(rounds.key_of(state.seed), 1), state.round)
-    key_cohort, key_local = jax.random.split(key)
+    key_cohort, key_local = rounds.keys_of_round(state.seed, state.round)
     cohort = rounds.participation.draw(key_cohort, SAMPLED.participation, 12).client
     train = trainer(one, state)
     results = [train(int(c), jax.random.fold_in(key_local, c)) for c in cohort]
@@ -150,6 +149,15 @@ def test_sampled_fedavg_is_the_mean_of_the_participants_own_results() -> None:
         np.testing.assert_allclose(value, wanted[leaf], atol=1e-5)
     assert int(info.reported) == 5
     assert float(info.loss) == pytest.approx(np.mean([r.loss for r in results]), rel=1e-5)
+
+
+def test_every_seed_and_every_round_draws_for_itself() -> None:
+    """Seeds are 32 bits, and negative as the state holds them."""
+    seeds = np.array([0, 1, 2, 2**31 - 1, -1, -(2**31)], np.int32)
+    keys = [rounds.keys_of_round(seed, index) for seed in seeds for index in range(3)]
+    keys += [(rounds.key_of(seed), rounds.key_of(seed)) for seed in seeds]
+    drawn = {int(jax.random.bits(key)) for pair in keys for key in pair}
+    assert len(drawn) == 2 * 3 * len(seeds) + len(seeds)
 
 
 def test_one_full_batch_step_of_all_clients_is_centralized_gradient_descent() -> None:
@@ -422,8 +430,7 @@ def test_leaves_that_vary_within_a_client_reach_the_rows_of_its_sessions() -> No
     one = case(method, table=True)
     state, _ = one.run(one.start())
     after, _ = one.run(state)
-    key = jax.random.fold_in(jax.random.fold_in(rounds.key_of(state.seed), 1), state.round)
-    key_local = jax.random.split(key)[1]
+    key_local = rounds.keys_of_round(state.seed, state.round)[1]
     delta: dict[str, list] = {n: [] for n in ("body", "head/bias", "video_table")}
     weight: dict[str, list] = {n: [] for n in delta}
     sessions: dict[str, list] = {n: [] for n in delta}

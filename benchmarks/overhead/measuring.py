@@ -113,9 +113,7 @@ class _Parts:
         sim, arrays = self.sim, self.sim.federation.arrays
         numbers = rounds_of.hyper(sim.method, 1)
         found = dict.fromkeys(("choose_s", "sketch_s", "observe_s", "regroup_s"), 0.0)
-        invite = self.compiled(
-            lambda s, a: rounds_of.invite(sim, rounds_of.key_of(s.seed), s.round, a)[1], state, arrays
-        )
+        invite = self.compiled(lambda s, a: rounds_of.invite(sim, s.seed, s.round, a)[1], state, arrays)
         found["invite_s"], clients = best(invite, state, arrays)
         dealt = state.levels
         if any(isinstance(level.grouping, IFCA) for level in sim.layout.levels):

@@ -41,10 +41,10 @@ def ordered(workload) -> tuple:
     from workloads import SHAPE
 
     from fedjax_vp.federated import batches
+    from fedjax_vp.federated import round as rounds
 
     sim = workload.simulator
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 1), 0)
-    key = jax.random.split(key)[1]
+    key = rounds.keys_of_round(0, 0)[1]
 
     def order(client: jax.Array) -> jax.Array:
         own, fed = jax.random.fold_in(key, client), sim.federation

@@ -30,9 +30,12 @@ class Batch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A client's work of a round, drawn once; orders and batches are empty where windows are drawn freely."""
+    """A client's work of a round, drawn once.
 
-    key: Array
+    Orders and batches are empty where windows are drawn freely, bits where they are taken in order.
+    """
+
+    bits: UInt32[Array, "step draw"]  # for the session of a step, and for each of its windows
     steps: Int[Array, ""]  # gradient steps to take: 0 without data
     per_pass: Int[Array, ""]  # steps in one pass over the client's windows
     order: Int[Array, "pass rank"]  # the client's windows in the order of each pass
@@ -61,10 +64,11 @@ def plan(
     """
     per_pass = steps_of_pass(settings, federation, arrays, client, mixed)
     steps, passes = num_steps(settings, per_pass), math.ceil(_passes(settings))
+    size, most = batch_size(settings, federation), federation.max_windows
     if not passes:
         none = jnp.zeros((0, 0), jnp.int32)
-        return Plan(key, steps, per_pass, none, none)
-    size, most = batch_size(settings, federation), federation.max_windows
+        return Plan(jax.random.bits(key, (settings.steps, 1 + size)), steps, per_pass, none, none)
+    bits = jnp.zeros((0, 1 + size), jnp.uint32)
     place = jnp.arange(most)
     count = client_windows(arrays, client)
     drawn = jax.random.uniform(key, (passes, most + (0 if mixed else federation.max_sessions)))
@@ -72,7 +76,7 @@ def plan(
     if mixed:
         beyond = jnp.where(place < count, 0.0, 2.0)
         order = jnp.argsort(chance + beyond[None, :], axis=1).astype(jnp.int32)
-        return Plan(key, steps, per_pass, order, jnp.broadcast_to((place // size)[None, :], order.shape))
+        return Plan(bits, steps, per_pass, order, jnp.broadcast_to((place // size)[None, :], order.shape))
     bags, first = arrays.bags, arrays.bags.first[client]
     own = jnp.where(place < count, _member(arrays, bags.rank[first] + place) - first, federation.max_sessions)
     rank = jnp.argsort(jnp.argsort(turn, axis=1), axis=1)  # place of each session in the pass
@@ -82,7 +86,7 @@ def plan(
     new = jnp.pad(session[:, 1:] != session[:, :-1], ((0, 0), (1, 0)))
     since = place[None, :] - jax.lax.cummax(jnp.where(new, place[None, :], 0), axis=1)
     opens = (new | (since % size == 0)).astype(jnp.int32)
-    return Plan(key, steps, per_pass, order, jnp.cumsum(opens, axis=1) - 1)
+    return Plan(bits, steps, per_pass, order, jnp.cumsum(opens, axis=1) - 1)
 
 
 def steps_of_pass(
@@ -130,7 +134,6 @@ def draw(
     bags = arrays.bags
     begin, end = bags.rank[bags.first[client]], bags.rank[bags.first[client + 1]]
     count = jnp.maximum(end - begin, 1)
-    bits = jax.random.bits(jax.random.fold_in(work.key, step), (1 + size,))  # of the session, and the windows
     weight: Bool[Array, "window"] = jnp.ones(size, bool)
     if work.order.size:
         per_pass = jnp.maximum(work.per_pass, 1)
@@ -140,11 +143,11 @@ def draw(
         weight = (begins + jnp.arange(size) < count) & (batch[position] == step % per_pass)
         position = jnp.where(weight, position, begins)  # padding repeats the first, of the same session
         rank = begin + order[jnp.minimum(position, count - 1)]
-    elif not mixed:
-        member = _member(arrays, begin + below(count, bits[0]))
-        begin, count = bags.rank[member], bags.rank[member + 1] - bags.rank[member]
-        rank = begin + below(count, bits[1:])
     else:
+        bits = work.bits[step]
+        if not mixed:
+            member = _member(arrays, begin + below(count, bits[0]))
+            begin, count = bags.rank[member], bags.rank[member + 1] - bags.rank[member]
         rank = begin + below(count, bits[1:])
     member = _member(arrays, rank)
     session = bags.session[member]

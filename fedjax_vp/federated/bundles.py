@@ -117,12 +117,6 @@ def bundled(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     return found
 
 
-def joined(layout: Layout, rows: Params) -> list[Array]:
-    """Rows of a level by bundle."""
-    shapes = {n: x.shape[1:] for n, x in rows.items()}
-    return [bundle.joined(rows) for bundle in bundled(layout, shapes).values()]
-
-
 def _parts(x: Array, sizes: list[int]) -> list[Array]:
     """Pieces of the last axis."""
     return [x[..., a:b] for a, b in itertools.pairwise([0, *itertools.accumulate(sizes)])]

@@ -16,6 +16,7 @@ the shares come to rest where pi is the mean of q. The paper takes the responsib
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float
 
 from fedjax_vp.errors import UserError
 from fedjax_vp.federated.checks import require
-from fedjax_vp.models.base import Inputs, Params, Predictor, over_horizon
+from fedjax_vp.models.base import Params, Predictor, over_horizon
 from fedjax_vp.models.losses import LossFn
 
 LOGITS = "components/logits"
@@ -41,6 +42,13 @@ class Components:
         require(self.width > 0, f"components.width is {self.width}: give more than 0, in units of the loss")
 
 
+class Output(NamedTuple):
+    """What a mixture's networks say of a batch of windows."""
+
+    each: Any  # [window, component, ...]
+    logits: Float[Array, "window component"]
+
+
 def mixture(settings: Components, predictor: Predictor) -> Predictor:
     """The predictor of (1), whose leaves have a leading axis of components; the same where there is one.
 
@@ -56,24 +64,30 @@ def mixture(settings: Components, predictor: Predictor) -> Predictor:
         rows = jax.vmap(predictor.init)(jax.random.split(key, settings.count))  # over components
         return rows | {LOGITS: jnp.zeros(settings.count)}
 
-    def each(params: Params, inputs: Inputs) -> Float[Array, "component window horizon 3"]:
+    def output(params: Params, view: Any) -> Output:
         networks = {name: leaf for name, leaf in params.items() if name != LOGITS}
-        return jax.lax.map(lambda network: predictor.apply(network, inputs), networks)
+        each = jax.lax.map(lambda network: predictor.output(network, view), networks)
+        each = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), each)
+        windows = jax.tree.leaves(each)[0].shape[0]
+        return Output(each, jnp.broadcast_to(params[LOGITS], (windows, settings.count)))
 
-    def apply(params: Params, inputs: Inputs) -> Float[Array, "window horizon 3"]:
-        total = jnp.tensordot(jax.nn.softmax(params[LOGITS]), each(params, inputs), 1)
+    def each(output: Output, view: Any) -> Float[Array, "window component horizon 3"]:
+        return jax.vmap(predictor.directions, (1, None), 1)(output.each, view)  # over components
+
+    def directions(output: Output, view: Any) -> Float[Array, "window horizon 3"]:
+        total = jnp.einsum("wc,wchx->whx", jax.nn.softmax(output.logits), each(output, view))
         return total / jnp.maximum(jnp.linalg.norm(total, axis=-1, keepdims=True), 1e-9)
 
     def objective(
-        params: Params,
-        inputs: Inputs,
+        output: Output,
+        view: Any,
         target: Float[Array, "window horizon 3"],
         loss_fn: LossFn,
         seen: Float[Array, "window horizon"] | None,
     ) -> Float[Array, "window"]:
-        found = jax.vmap(loss_fn, (0, None))(each(params, inputs), target)  # over components
-        loss = jax.vmap(over_horizon, (0, None))(found, seen)  # over components
-        log_share = jax.nn.log_softmax(params[LOGITS])[:, None]
-        return -settings.width * jax.nn.logsumexp(log_share - loss / settings.width, axis=0)
+        found = jax.vmap(loss_fn, (1, None))(each(output, view), target)  # over components
+        loss = jax.vmap(over_horizon, (0, None), 1)(found, seen)  # over components
+        log_share = jax.nn.log_softmax(output.logits)
+        return -settings.width * jax.nn.logsumexp(log_share - loss / settings.width, axis=1)
 
-    return Predictor(init, apply, objective)
+    return Predictor(init, output, predictor.see, directions, objective)

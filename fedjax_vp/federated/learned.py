@@ -9,8 +9,8 @@ sessions in one category of videos are grouped apart from those in another, and 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -107,15 +107,14 @@ def perturbed(
     spread = spread if groups > 1 else 0.0
     rows, leaves = {}, sorted(states[index].rows.items())
     # One draw for all leaves compiles in a fraction of the time of one each.
-    most = groups * max(row[0].size for _, row in leaves)
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 3)))(jnp.arange(len(leaves)))
-    random = jax.vmap(lambda one: jax.random.normal(one, (most,)))(keys)  # over leaves
-    for drawn, (leaf, row) in zip(random, leaves, strict=True):
+    ends = list(itertools.accumulate(groups * row[0].size for _, row in leaves))
+    random = jax.random.normal(jax.random.fold_in(key, 3), (ends[-1],))
+    for (begin, end), (leaf, row) in zip(itertools.pairwise([0, *ends]), leaves, strict=True):
         first = row[::groups]
         copied = jnp.repeat(first, groups, axis=0)
         owner = states[layout.coarsest(leaf)].rows[leaf][0]
         size = jnp.sqrt(jnp.mean(owner**2))
-        noise = drawn[: groups * row[0].size].reshape(groups, *row.shape[1:])
+        noise = random[begin:end].reshape(groups, *row.shape[1:])
         rows[leaf] = copied + spread * size * jnp.tile(noise, (first.shape[0], *(1,) * (row.ndim - 1)))
     return rows
 
@@ -269,17 +268,11 @@ def _from_middle(state: LevelState, settings: ByUpdates) -> Float[Array, "row q"
     Rows nobody uses have stayed where they started. Counting them would move all units of the parent group
     alike, away from zero, and cosines would tell of that start and of little else.
     """
-    place = sketch(state.rows, sketch_key(), settings.sketch)
+    place = sketch(state.rows, settings.sketch)
     part = place.reshape(-1, settings.groups, place.shape[1])
     used = jnp.zeros(place.shape[0]).at[row_of(state.learned)].set(1.0).reshape(-1, settings.groups, 1)
     middle = jnp.sum(used * part, axis=1, keepdims=True) / jnp.maximum(used.sum(axis=1, keepdims=True), 1.0)
     return (part - middle).reshape(place.shape)
-
-
-def sketch_key() -> Array:
-    """Key of the signs of all sketches: the same for all clients and rounds."""
-    with jax.ensure_compile_time_eval():
-        return jax.random.key(5)
 
 
 def with_share(

@@ -18,12 +18,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from fedjax_vp.federated import batches, crowd
+from fedjax_vp.federated import batches, crowd, operations
 from fedjax_vp.federated.federation import Arrays, Federation, Traces, client_windows, cut, traces_of
 from fedjax_vp.federated.grouping.settings import ByUpdates
 from fedjax_vp.federated.grouping.sketch import sketch
 from fedjax_vp.federated.hierarchy import BLOCK_AXES, Layout
-from fedjax_vp.federated.learned import sketch_key
 from fedjax_vp.federated.levels import LevelState, looked_up, prefixes
 from fedjax_vp.federated.precision import Precision, products
 from fedjax_vp.federated.settings import Local, Pooling
@@ -201,15 +200,15 @@ def _loss(
         weight, windows = jax.tree.map(lambda x: x[scatter(size)], (weight, windows))
     inputs, target = windows
     model, loss_fn = _picked(theta, task, batch), task.local.loss.build()
-    first, rest = (
-        jax.tree.map(lambda x, at=at: x[at], (inputs, target))
-        for at in (slice(0, depths * part), slice(depths * part, None))
-    )
-    loss = [task.predictor.loss(model, rest[0], rest[1], loss_fn)]
+    seen, first = task.predictor.see(inputs), depths * part
+    output = task.predictor.output(model, jax.tree.map(lambda x: x[first:], seen))
     if part:
-        views = jax.tree.map(lambda x: x.reshape(depths, part, *x.shape[1:]), first)
-        loss.insert(0, _of_prefixes(model, task, lacks, views, batch).reshape(-1))
-    return jnp.sum(weight * jnp.concatenate(loss)) / jnp.maximum(jnp.sum(weight), 1.0)
+        views = jax.tree.map(lambda x: x[:first].reshape(depths, part, *x.shape[1:]), seen)
+        shallow = _of_prefixes(model, task, lacks, views, batch)
+        shallow = jax.tree.map(lambda x: x.reshape(first, *x.shape[2:]), shallow)
+        output = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), shallow, output)
+    loss = task.predictor.loss_of(output, seen, target, loss_fn)
+    return jnp.sum(weight * loss) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
 def _picked(tree: Params, task: Task, batch: batches.Batch) -> Params:
@@ -218,24 +217,22 @@ def _picked(tree: Params, task: Task, batch: batches.Batch) -> Params:
     return {n: x[batch.slot if n in varying and x.shape[0] > 1 else 0] for n, x in tree.items()}
 
 
-def _of_prefixes(
-    model: Params, task: Task, lacks: Params, views: tuple[Inputs, Array], batch: batches.Batch
-) -> Float[Array, "prefix window"]:
-    """Each shallower prefix's losses on its own windows.
+def _of_prefixes(model: Params, task: Task, lacks: Params, views: Any, batch: batches.Batch) -> Any:
+    """Each shallower prefix's output on its own windows, a tree of arrays [prefix, window, ...].
 
     Side by side, with one copy of the leaves in which prefixes do not differ: there the windows of all meet
     the weights in one product, and so do their gradients.
     """
-    layout, loss_fn = task.layout, task.local.loss.build()
+    layout = task.layout
     depths = jnp.arange(len(layout.levels) - 1)
 
-    def one(lack: Params, depth: Int[Array, ""], view: Inputs, target: Array) -> Float[Array, "window"]:
+    def one(lack: Params, depth: Int[Array, ""], view: Any) -> Any:
         lack = _picked(lack, task, batch)
         rows = {n: model[n] - lack[n] for n in lack}
         rows = {n: jnp.where(layout.coarsest(n) <= depth, x, 0.0) for n, x in rows.items()}
-        return task.predictor.loss(model | rows, view, target, loss_fn)
+        return task.predictor.output(model | rows, view)
 
-    return jax.vmap(one)(lacks, depths, *views)  # over prefixes
+    return jax.vmap(one)(lacks, depths, views)  # over prefixes
 
 
 def scatter(size: int) -> np.ndarray:
@@ -257,7 +254,7 @@ def weigh(pooling: Pooling, windows: Array) -> Array:
 def _result(task: Task, theta: Params, done: Progress, weight: Array, steps: Array) -> ClientResult:
     delta = {n: done.theta[n] - theta[n] for n in theta}
     halves = {n: _halves(delta[n], h, steps) for n, h in done.halves.items()}
-    finite = jnp.stack([jnp.isfinite(d).all() for d in delta.values()]).all() & jnp.isfinite(done.loss)
+    finite = operations.all_finite(delta.values()) & jnp.isfinite(done.loss)
     clean = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), (delta, halves))
     return ClientResult(
         delta=clean[0],
@@ -278,7 +275,7 @@ def _sketches(task: Task, delta: Params, size: int) -> dict[str, Array]:
         if isinstance(level.grouping, ByUpdates):
             count = size if task.layout.varying & set(names) else 1
             own = {n: jnp.broadcast_to(delta[n], (count, *delta[n].shape[1:])) for n in names}
-            found[level.name] = sketch(own, sketch_key(), level.grouping.sketch)
+            found[level.name] = sketch(own, level.grouping.sketch)
     return found
 
 

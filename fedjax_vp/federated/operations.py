@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fedjax_vp.federated.levels import LevelState
 from fedjax_vp.models.base import Params
+
+_SMALL = 2**14  # numbers
 
 
 def absorb(
@@ -100,3 +104,16 @@ def rebase(
         new = 0.0 if keep == "none" else fine[leaf] + coarse[leaf][old_parent] - coarse[leaf][new_parent]
         rows[leaf] = jnp.where(mask, new, fine[leaf])
     return rows
+
+
+def all_finite(arrays: Iterable[Array]) -> Bool[Array, ""]:
+    """Whether every number is finite (and none beyond 1e19, whose square is not).
+
+    An array's product with itself is one call of a library; a test of every number and the reduction of the
+    answers would be three functions to compile for each array. Small ones are laid side by side.
+    """
+    flat = [x.reshape(-1) for x in arrays]
+    small = [x for x in flat if x.size < _SMALL]
+    large = [x for x in flat if x.size >= _SMALL]
+    squares = [jnp.vdot(x, x) for x in [*large, *([jnp.concatenate(small)] if small else [])]]
+    return jnp.isfinite(jnp.stack(squares)).all()

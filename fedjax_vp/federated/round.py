@@ -2,7 +2,7 @@
 
 The cohort is dealt to the devices of a mesh; each device trains its clients block by block and adds up
 weighted sums, so that nothing of size clients x parameters exists. The sums meet in one reduction, and
-pooling follows on every device alike. Keys are root -> seed -> round -> part -> client: a client's draws
+pooling follows on every device alike. Keys are (seed, round) -> part -> client: a client's draws
 depend neither on its place in the cohort nor on blocks, devices or chunks.
 """
 
@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from fedjax_vp.federated import (
     assignment,
-    bundles,
     crowd,
     operations,
     participation,
@@ -37,6 +36,8 @@ from fedjax_vp.federated.precision import products
 from fedjax_vp.federated.settings import Method
 from fedjax_vp.federated.simulator import Simulator
 from fedjax_vp.federated.sums import Totals, Unit
+
+_ROUNDS = 2**30  # and a round's index: the part of a run that the round is
 
 
 class State(NamedTuple):
@@ -105,9 +106,16 @@ def init(sim: Simulator, seed: Int[Array, ""], arrays: Arrays | None = None) -> 
     return jax.tree.map(jnp.copy, state)  # no buffer twice, so that a chunk may take them all over
 
 
-def key_of(seed: Int[Array, ""]) -> Array:
-    """Key of a run."""
-    return jax.random.fold_in(jax.random.key(0), seed)
+def key_of(seed: ArrayLike, part: ArrayLike = 0) -> Array:
+    """Key of a run, or of a part of it: these two numbers, for which nothing has to be hashed."""
+    numbers = [jnp.asarray(x).astype(jnp.uint32) for x in (seed, part)]
+    return jax.random.wrap_key_data(jnp.stack(numbers), impl="threefry2x32")
+
+
+def keys_of_round(seed: ArrayLike, index: ArrayLike) -> tuple[Array, Array]:
+    """Keys of a round's cohort and of its local work, of which each client has its own by `fold_in`."""
+    key_cohort, key_local = jax.random.split(key_of(seed, _ROUNDS + jnp.asarray(index)))
+    return key_cohort, key_local
 
 
 def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, RoundInfo]]:
@@ -117,7 +125,7 @@ def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, 
     @products("float32")
     def round_fn(state: State, arrays: Arrays, numbers: Hyper) -> tuple[State, RoundInfo]:
         key = key_of(state.seed)
-        return meet(state, arrays, numbers, key, *invite(sim, key, state.round, arrays))
+        return meet(state, arrays, numbers, key, *invite(sim, state.seed, state.round, arrays))
 
     return round_fn
 
@@ -160,18 +168,17 @@ def _meeting(sim: Simulator) -> Callable[..., tuple[State, RoundInfo]]:
 
 
 def invite(
-    sim: Simulator, key: Array, index: Int[Array, ""], arrays: Arrays
+    sim: Simulator, seed: ArrayLike, index: ArrayLike, arrays: Arrays
 ) -> tuple[participation.Cohort, Client]:
     """Draws a round's cohort and deals it to the devices, each client with its key.
 
     Args:
         sim: static parts.
-        key: of the run.
+        seed: of the run.
         index: of the round.
         arrays: the federation.
     """
-    key = jax.random.fold_in(jax.random.fold_in(key, 1), index)
-    key_cohort, key_local = jax.random.split(key)
+    key_cohort, key_local = keys_of_round(seed, index)
     cohort = participation.draw(key_cohort, sim.method.participation, sim.federation.num_clients)
     cohort = _deal(sim, cohort, arrays)
     keys = jax.vmap(lambda c: jax.random.fold_in(key_local, c))(cohort.client)  # over the cohort
@@ -186,17 +193,18 @@ def _info(
     heard: tuple[Bool[Array, "cohort"], Float[Array, "cohort"]],
 ) -> RoundInfo:
     reported, loss = heard
-    count, lost = jnp.sum(reported), jnp.sum(cohort.reports & ~reported)
     sessions = arrays.bags.first[cohort.client + 1] - arrays.bags.first[cohort.client]
-    rows = [x for level in state.levels for x in bundles.joined(sim.layout, level.rows)]
-    finite = jnp.isfinite(jnp.stack([jnp.max(jnp.abs(x)) for x in rows])).all()  # NaN is the largest of all
+    told = [cohort.invited, reported, cohort.reports & ~reported]
+    told += [jnp.where(who, sessions, 0) for who in told[:2]]
+    invited, count, lost, down, up = jnp.sum(jnp.stack(told).astype(jnp.int32), axis=1)
+    finite = operations.all_finite(x for level in state.levels for x in level.rows.values())
     return RoundInfo(
         loss=jnp.sum(jnp.where(reported, loss, 0.0)) / jnp.maximum(count, 1),
-        invited=jnp.sum(cohort.invited),
+        invited=invited,
         reported=count,
         nonfinite=lost,
-        sessions_down=jnp.sum(jnp.where(cohort.invited, sessions, 0)),
-        sessions_up=jnp.sum(jnp.where(reported, sessions, 0)),
+        sessions_down=down,
+        sessions_up=up,
         healthy=(finite & ((count > 0) | (lost == 0)))[None],
         moved=jnp.zeros(len(state.levels), jnp.int32),
     )

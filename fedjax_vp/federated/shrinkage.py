@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -58,14 +59,16 @@ def observe(bundle: Bundle, moments: Moments) -> tuple[Array, Array, Array]:
     weight = jnp.where(active, moments.weight, 1.0)
     per_client = jnp.where(active, moments.square_weight / weight**2, 0.0)  # 1 / n_g
     within = moments.residual - bundle.total(moments.weight * moments.mean**2)
-    freedom = bundle.total(jnp.where(active, moments.weight - moments.square_weight / weight, 0.0))
-    enough = freedom > 1e-3 * bundle.total(moments.weight)
+    free = jnp.where(active, moments.weight - moments.square_weight / weight, 0.0)
+    ones = active.astype(jnp.float32)
+    totals = jax.vmap(bundle.total)(jnp.stack([moments.weight, free, ones, per_client]))  # over sums
+    everything, freedom, count, shares = totals
+    enough = freedom > 1e-3 * everything
     sigma2 = jnp.where(enough, jnp.maximum(within, 0.0) / jnp.where(enough, freedom, 1.0), moments.halves)
-    count = bundle.total(active.astype(jnp.float32))
     size = jnp.maximum(count / jnp.maximum(jnp.sum(active, axis=0).max(), 1), 1.0)
     degrees = jnp.maximum(count - (size if moments.centered else 0.0), size)
     signal = bundle.total(jnp.where(active, moments.z**2, 0.0)) / degrees
-    return signal, sigma2 * bundle.total(per_client) / jnp.maximum(count, 1.0), sigma2
+    return signal, sigma2 * shares / jnp.maximum(count, 1.0), sigma2
 
 
 def average(old: Variance, seen: dict[str, tuple[Array, Array, Array]]) -> Variance:

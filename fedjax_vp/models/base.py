@@ -1,9 +1,13 @@
-"""What every predictor is: two pure functions, `init` and `apply`, over a flat dict of parameters."""
+"""What every predictor is: pure functions over a flat dict of parameters, `init` and `apply`.
+
+`apply` has three steps, of which only the middle one depends on the parameters: what several models do with
+the same windows (the prefixes of a hierarchy, say) they share but for that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key
 
 from fedjax_vp import geometry
-from fedjax_vp.models.features import FeatureMap, Features, Inputs, WindowShape, reach_s
+from fedjax_vp.models.features import FeatureMap, Features, Inputs, View, WindowShape, reach_s, view_of
 from fedjax_vp.models.losses import LossFn
 
 Params = dict[str, Array]
@@ -20,11 +24,22 @@ Params = dict[str, Array]
 
 
 class Predictor(NamedTuple):
-    """A model of a stated window shape; both functions are pure and need no state."""
+    """A model of a stated window shape; its functions are pure and need no state.
+
+    What `see` and `output` return are trees of arrays [window, ...]. By default the windows are seen as they
+    are, and the output is the directions themselves.
+    """
 
     init: Callable[[Key[Array, ""]], Params]
-    apply: Callable[[Params, Inputs], Float[Array, "window horizon 3"]]  # unit vectors in the world frame
-    objective: Callable[..., Float[Array, "window"]] | None = None  # as `loss`, where it is another
+    output: Callable[[Params, Any], Any]  # of what is seen
+    see: Callable[[Inputs], Any] = lambda inputs: inputs
+    directions: Callable[[Any, Any], Float[Array, "window horizon 3"]] = lambda output, seen: output
+    objective: Callable[..., Float[Array, "window"]] | None = None  # as `loss_of`, where it is another
+
+    def apply(self, params: Params, inputs: Inputs) -> Float[Array, "window horizon 3"]:
+        """Predicted directions: unit vectors in the world frame."""
+        seen = self.see(inputs)
+        return self.directions(self.output(params, seen), seen)
 
     def loss(
         self,
@@ -35,9 +50,21 @@ class Predictor(NamedTuple):
         seen: Float[Array, "window horizon"] | None = None,
     ) -> Float[Array, "window"]:
         """What training makes small: a loss's mean over the (seen part of the) horizon."""
+        view = self.see(inputs)
+        return self.loss_of(self.output(params, view), view, target, loss_fn, seen)
+
+    def loss_of(
+        self,
+        output: Any,
+        view: Any,
+        target: Float[Array, "window horizon 3"],
+        loss_fn: LossFn,
+        seen: Float[Array, "window horizon"] | None = None,
+    ) -> Float[Array, "window"]:
+        """The same, of an output and what was seen."""
         if self.objective is not None:
-            return self.objective(params, inputs, target, loss_fn, seen)
-        return over_horizon(loss_fn(self.apply(params, inputs), target), seen)
+            return self.objective(output, view, target, loss_fn, seen)
+        return over_horizon(loss_fn(self.directions(output, view), target), seen)
 
 
 def over_horizon(
@@ -102,11 +129,12 @@ def learned(network: nn.Module, features: Features, shape: WindowShape) -> Predi
         weights = cast(Params, flatten_dict(network.init(key, past, context)["params"], sep="/"))
         return weights | feature_map.init()
 
-    def apply(params: Params, inputs: Inputs) -> Float[Array, "window horizon 3"]:
-        view = feature_map.apply(params, inputs)
+    def output(params: Params, view: View) -> Array:
         weights = {name: leaf for name, leaf in params.items() if name not in feature_map.leaves}
         variables = {"params": unflatten_dict(weights, sep="/")}
-        output = cast(Array, network.apply(variables, view.past, view.context))
+        return cast(Array, network.apply(variables, view.past, feature_map.context(params, view)))
+
+    def directions(output: Array, view: View) -> Float[Array, "window horizon 3"]:
         if output.ndim == 2:
             displacement = output.reshape(-1, shape.horizon, 2)
             if features.velocity and shape.history > 1:
@@ -114,4 +142,4 @@ def learned(network: nn.Module, features: Features, shape: WindowShape) -> Predi
             output = displace(view.past[:, -1], displacement)
         return geometry.from_yaw_frame(output, view.frame[:, None])
 
-    return Predictor(init, apply)
+    return Predictor(init, output, view_of, directions)

@@ -63,7 +63,7 @@ class View(NamedTuple):
     """A batch of windows in the yaw frames of their last observed directions."""
 
     past: Float[Array, "window history 3"]
-    context: Float[Array, "window c"]
+    time: Float[Array, "window"]  # as in `Inputs`
     frame: Float[Array, "window 2"]  # cos, sin of the last yaw
 
 
@@ -73,7 +73,7 @@ class FeatureMap(NamedTuple):
     num_context: int
     leaves: frozenset[str]  # parameters the features own
     init: Callable[[], dict[str, Array]]
-    apply: Callable[[dict[str, Array], Inputs], View]
+    context: Callable[[dict[str, Array], View], Float[Array, "window c"]]
 
 
 @dataclass(frozen=True)
@@ -116,21 +116,25 @@ class Features:
         def init() -> dict[str, Array]:
             return {name: jnp.zeros(size, jnp.float32) for name, size in shapes.items()}
 
-        def apply(params: dict[str, Array], inputs: Inputs) -> View:
-            frame = geometry.yaw_frame(inputs.past[:, -1])
-            past = geometry.to_yaw_frame(inputs.past, frame[:, None])
-            context = [jnp.zeros((frame.shape[0], 0), frame.dtype)]
+        def context(params: dict[str, Array], view: View) -> Float[Array, "window c"]:
+            found = [jnp.zeros((view.frame.shape[0], 0), view.frame.dtype)]
             if self.yaw:
-                context.append(frame)
+                found.append(view.frame)
             if self.time:
-                context.append(encode_time(inputs.time, shape.duration_s))
+                found.append(encode_time(view.time, shape.duration_s))
             if self.table:
-                context.append(_read_table(params[VIDEO_TABLE], inputs.time, frame, self))
+                found.append(_read_table(params[VIDEO_TABLE], view.time, view.frame, self))
             if self.crowd:
-                context.append(_read_crowd(params[VIDEO_CROWD], inputs.time, frame, self))
-            return View(past, jnp.concatenate(context, axis=-1), frame)
+                found.append(_read_crowd(params[VIDEO_CROWD], view.time, view.frame, self))
+            return jnp.concatenate(found, axis=-1)
 
-        return FeatureMap(num_context, frozenset(shapes), init, apply)
+        return FeatureMap(num_context, frozenset(shapes), init, context)
+
+
+def view_of(inputs: Inputs) -> View:
+    """What a learned model sees of the windows themselves."""
+    frame = geometry.yaw_frame(inputs.past[:, -1])
+    return View(geometry.to_yaw_frame(inputs.past, frame[:, None]), inputs.time, frame)
 
 
 def reach_s(shape: WindowShape, damping_s: float | None = DAMPING_S) -> np.ndarray:
