@@ -66,7 +66,7 @@ def choice(clients: int, groups: tuple[int, ...], passes: int = 5) -> list[dict[
         taken = []
         for _ in range(passes + 1):
             begun = time.perf_counter()
-            jax.block_until_ready(choose(state.levels, arrays, people, state.round, jax.random.key(0)))
+            jax.block_until_ready(choose(state.levels, arrays, people, state.round, state.seed))
             middle = time.perf_counter()
             jax.block_until_ready(once(theta, session))
             taken.append((middle - begun, count * (time.perf_counter() - middle)))

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fedjax_vp import geometry
-from fedjax_vp.federated import hedging, hierarchy, levels, mixing
+from fedjax_vp.federated import hedging, hierarchy, keys, levels, mixing
 from fedjax_vp.federated.federation import Arrays, cut, cut_early, gather, traces_of
 from fedjax_vp.federated.hedging import Times
 from fedjax_vp.federated.round import State
@@ -116,7 +116,7 @@ def adapt(sim: Simulator, model: Params, state: State, arrays: Arrays, session: 
     settings, loss_fn = sim.method.adapt, sim.method.local.loss.build()
     phase = {"adapt": False, "train": True}.get(settings.on, arrays.train.count[session] > 0)
     count = jnp.where(phase, arrays.train.count[session], arrays.adapt.count[session])
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), state.seed), session)
+    key = jax.random.fold_in(keys.key_of(state.seed, keys.ADAPT), session)
     free = {n for n in model if hierarchy.owns(settings.owns, n)}
 
     traces, row = traces_of(arrays, session[None])

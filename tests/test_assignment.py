@@ -23,7 +23,7 @@ from fedjax_vp.federated.settings import Engine, Level, Method, Pooling
 from fedjax_vp.federated.simulator import simulator
 
 NOISE = 0.4
-PARTING = 1  # a seed whose rows are not all nearest to one
+PARTING = 0  # a seed whose rows are not all nearest to one
 PLAIN = IFCA(groups=3, windows=0, start="keys", reseed=False)
 GRADIENTS = replace(one_level(PLAIN, denominator="participants"), pooling=Pooling("equal"))
 MODELS = one_level(PLAIN, steps=3)

@@ -38,12 +38,11 @@ def worker(fed: Federation, settings: Local, mixed: bool) -> Callable[[jax.Array
     clients = jnp.arange(fed.num_clients)
     per_pass = jax.vmap(lambda c: batches.steps_of_pass(settings, fed, fed.arrays, c, mixed))(clients)
     most = int(batches.num_steps(settings, per_pass).max())
-    size = batches.batch_size(settings, fed)
 
     @jax.jit
     def run(client: jax.Array) -> tuple:
         plan = batches.plan(jax.random.key(5), settings, fed, fed.arrays, client, mixed)
-        draw = jax.vmap(lambda i: batches.draw(plan, i, size, fed.arrays, client, mixed))  # over steps
+        draw = jax.vmap(lambda i: batches.draw(plan, i, fed, fed.arrays, client, mixed))  # over steps
         return plan.steps, draw(jnp.arange(most))
 
     return run

@@ -142,7 +142,7 @@ def replay(one: Case, client: int) -> Replay:
     part = round(size * local.prefix_share / prefixes) if prefixes else 0
     places = scatter(size) if prefixes else np.arange(size)
     for step in range(int(plan.steps)):
-        batch = batches.draw(plan, jnp.int32(step), size, fed.arrays, jnp.int32(client), sim.task.mixed)
+        batch = batches.draw(plan, jnp.int32(step), fed, fed.arrays, jnp.int32(client), sim.task.mixed)
         slot = int(batch.slot)
         visited[slot] = 1
         real = np.asarray(batch.weight) > 0

@@ -15,7 +15,7 @@ import pytest
 import toy
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fedjax_vp.federated import levels
+from fedjax_vp.federated import keys, levels
 from fedjax_vp.federated import round as rounds
 from fedjax_vp.federated.federation import Arrays, gather
 from fedjax_vp.federated.local import Client, ClientResult, local_update
@@ -135,7 +135,7 @@ def test_sampled_fedavg_is_the_mean_of_the_participants_own_results() -> None:
     """Which clients took part shows in their deltas: exactly five of twelve explain the step."""
     one = case(SAMPLED)
     state = one.start()
-    key_cohort, key_local = rounds.keys_of_round(state.seed, state.round)
+    key_cohort, key_local = keys.of_round(state.seed, state.round)
     cohort = rounds.participation.draw(key_cohort, SAMPLED.participation, 12).client
     train = trainer(one, state)
     results = [train(int(c), jax.random.fold_in(key_local, c)) for c in cohort]
@@ -154,10 +154,10 @@ def test_sampled_fedavg_is_the_mean_of_the_participants_own_results() -> None:
 def test_every_seed_and_every_round_draws_for_itself() -> None:
     """Seeds are 32 bits, and negative as the state holds them."""
     seeds = np.array([0, 1, 2, 2**31 - 1, -1, -(2**31)], np.int32)
-    keys = [rounds.keys_of_round(seed, index) for seed in seeds for index in range(3)]
-    keys += [(rounds.key_of(seed), rounds.key_of(seed)) for seed in seeds]
-    drawn = {int(jax.random.bits(key)) for pair in keys for key in pair}
-    assert len(drawn) == 2 * 3 * len(seeds) + len(seeds)
+    parts = [keys.of_round(seed, index) for seed in seeds for index in range(3)]
+    parts += [(keys.key_of(seed), keys.key_of(seed, keys.NOISE)) for seed in seeds]
+    drawn = {int(jax.random.bits(key)) for pair in parts for key in pair}
+    assert len(drawn) == 2 * 4 * len(seeds)
 
 
 def test_one_full_batch_step_of_all_clients_is_centralized_gradient_descent() -> None:
@@ -430,7 +430,7 @@ def test_leaves_that_vary_within_a_client_reach_the_rows_of_its_sessions() -> No
     one = case(method, table=True)
     state, _ = one.run(one.start())
     after, _ = one.run(state)
-    key_local = rounds.keys_of_round(state.seed, state.round)[1]
+    key_local = keys.of_round(state.seed, state.round)[1]
     delta: dict[str, list] = {n: [] for n in ("body", "head/bias", "video_table")}
     weight: dict[str, list] = {n: [] for n in delta}
     sessions: dict[str, list] = {n: [] for n in delta}

@@ -117,7 +117,7 @@ class _Parts:
         found["invite_s"], clients = best(invite, state, arrays)
         dealt = state.levels
         if any(isinstance(level.grouping, IFCA) for level in sim.layout.levels):
-            args = dealt, arrays, clients, state.round, jax.random.key(0)
+            args = dealt, arrays, clients, state.round, state.seed
             choose = self.compiled(lambda *a: assignment.assign(sim, *a)[0], *args)
             found["choose_s"], dealt = best(choose, *args)
         args = clients, dealt, arrays, numbers.local_lr

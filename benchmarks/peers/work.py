@@ -40,11 +40,10 @@ def ordered(workload) -> tuple:
     import jax.numpy as jnp
     from workloads import SHAPE
 
-    from fedjax_vp.federated import batches
-    from fedjax_vp.federated import round as rounds
+    from fedjax_vp.federated import batches, keys
 
     sim = workload.simulator
-    key = rounds.keys_of_round(0, 0)[1]
+    key = keys.of_round(0, 0)[1]
 
     def order(client: jax.Array) -> jax.Array:
         own, fed = jax.random.fold_in(key, client), sim.federation

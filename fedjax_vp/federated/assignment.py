@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from fedjax_vp.federated import batches, levels, stretches
+from fedjax_vp.federated import batches, keys, levels, stretches
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated.federation import Arrays, cut
 from fedjax_vp.federated.grouping import drift, soft
@@ -52,7 +52,7 @@ def assign(
     arrays: Arrays,
     clients: Client,
     round_index: Int[Array, ""],
-    key: Array | None = None,
+    seed: Array | None = None,
 ) -> tuple[tuple[LevelState, ...], Int[Array, "level"]]:
     """Moves the participants' units at every loss-based level, coarse to fine.
 
@@ -62,7 +62,7 @@ def assign(
         arrays: the federation.
         clients: the participants.
         round_index: of this round.
-        key: of the run, for starts; None chooses among the rows as they are: none is started or seeded anew.
+        seed: of the run, for starts; None chooses among the rows as they are: none is started or seeded anew.
 
     Returns:
         The levels, and how many units changed groups at each.
@@ -74,9 +74,9 @@ def assign(
         states = learned_of.follow(sim.layout.levels, states, index)
         if not isinstance(level.grouping, IFCA):
             continue
-        settings, training = level.grouping, key is not None
-        if key is not None:
-            states = _diverge(sim, states, index, round_index, key)
+        settings, training = level.grouping, seed is not None
+        if seed is not None:
+            states = _diverge(sim, states, index, round_index, seed)
         value, weight = _judge(sim, index, states, arrays, clients)
         # What was said of the rows before they parted is not about the rows there are now.
         memory = jnp.where(round_index > settings.warmup, settings.memory, 0.0)
@@ -84,7 +84,7 @@ def assign(
         known, heard = learned_of.observe(states[index].learned, *report, memory)
         before = learned_of.row_of(known)
         offered = learned_of.offered(states[index].learned, states[index].mass.shape[0])
-        share = _share(settings, known, (heard, offered), round_index, key)
+        share = _share(settings, known, (heard, offered), round_index, seed)
         state = learned_of.with_share(states[index], known, share, settings.soft)
         if training and settings.reseed and not settings.soft:
             may = heard & (round_index > settings.warmup + settings.hold)
@@ -99,7 +99,7 @@ def _share(
     known: Learned,
     may: tuple[Bool[Array, "unit"], Bool[Array, "unit group"]],
     round_index: Int[Array, ""],
-    key: Array | None,
+    seed: Array | None,
 ) -> Float[Array, "unit group"]:
     """(1), or one group for all while warming up, or random groups while training holds the rows apart.
 
@@ -114,8 +114,8 @@ def _share(
         share = jax.nn.one_hot(jnp.argmin(jnp.where(offered, known.signal, jnp.inf), axis=1), groups)
     share = jnp.where(heard[:, None], share, known.share)
     units = known.seen.shape[0]
-    if key is not None and settings.hold:
-        dealt = jax.random.randint(jax.random.fold_in(key, 2), (units,), 0, groups)
+    if seed is not None and settings.hold:
+        dealt = jax.random.randint(keys.key_of(seed, keys.HOLD), (units,), 0, groups)
         held = round_index < settings.warmup + settings.hold
         share = jnp.where(held, jax.nn.one_hot(dealt, groups), share)
     first = jax.nn.one_hot(jnp.zeros(units, jnp.int32), groups)
@@ -191,7 +191,7 @@ def candidates(
             key = jax.random.fold_in(client.key, _SLOTS + slot.astype(jnp.uint32))
             place = batches.below(count, jax.random.bits(key, (size,)))
         rank = begin + jnp.minimum(place, jnp.maximum(count, 1) - 1)
-        at = jnp.clip(jnp.searchsorted(bags.rank, rank, side="right") - 1, 0, bags.session.shape[0] - 1)
+        at = batches.members(federation, arrays, client.index, rank)
         now = arrays.train.at(bags.session[at], rank - bags.rank[at])
         windows = cut(traces, federation.shape, row[at - first], now)
         weight = jnp.where(settings.windows > 0, 1.0, (place < count).astype(jnp.float32))
@@ -245,7 +245,7 @@ def with_row(
 
 
 def _diverge(
-    sim: Simulator, states: tuple[LevelState, ...], index: int, round_index: Int[Array, ""], key: Array
+    sim: Simulator, states: tuple[LevelState, ...], index: int, round_index: Int[Array, ""], seed: Array
 ) -> tuple[LevelState, ...]:
     """Breaks the symmetry of the rows when the warm-up ends."""
     settings = cast(IFCA, sim.layout.levels[index].grouping)
@@ -254,7 +254,7 @@ def _diverge(
     spread = 0.0 if settings.hold else settings.spread  # what is held apart parts by itself
     new = jax.lax.cond(
         round_index == settings.warmup,
-        lambda: learned_of.perturbed(sim.layout, states, index, spread, key),
+        lambda: learned_of.perturbed(sim.layout, states, index, spread, seed),
         lambda: states[index].rows,
     )
     return (*states[:index], states[index]._replace(rows=new), *states[index + 1 :])

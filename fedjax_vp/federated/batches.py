@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from fedjax_vp.federated.federation import Arrays, Federation, client_windows
 from fedjax_vp.federated.settings import Local
 
+_FEW = 64  # sessions of a bag that are compared with all at once
+
 
 class Batch(NamedTuple):
     """Windows of one local step."""
@@ -78,7 +80,11 @@ def plan(
         order = jnp.argsort(chance + beyond[None, :], axis=1).astype(jnp.int32)
         return Plan(bits, steps, per_pass, order, jnp.broadcast_to((place // size)[None, :], order.shape))
     bags, first = arrays.bags, arrays.bags.first[client]
-    own = jnp.where(place < count, _member(arrays, bags.rank[first] + place) - first, federation.max_sessions)
+    own = jnp.where(
+        place < count,
+        members(federation, arrays, client, bags.rank[first] + place) - first,
+        federation.max_sessions,
+    )
     rank = jnp.argsort(jnp.argsort(turn, axis=1), axis=1)  # place of each session in the pass
     rank = jnp.pad(rank, ((0, 0), (0, 1)), constant_values=federation.max_sessions)[:, own]
     order = jnp.argsort(rank + chance, axis=1).astype(jnp.int32)
@@ -119,19 +125,24 @@ def _passes(settings: Local) -> float:
 
 
 def draw(
-    work: Plan, step: Int[Array, ""], size: int, arrays: Arrays, client: Int[Array, ""], mixed: bool
+    work: Plan,
+    step: Int[Array, ""],
+    federation: Federation,
+    arrays: Arrays,
+    client: Int[Array, ""],
+    mixed: bool,
 ) -> Batch:
     """The windows of one local step.
 
     Args:
         work: the client's plan.
         step: index of the step.
-        size: windows in a batch.
+        federation: for static sizes.
         arrays: the federation.
         client: the client.
         mixed: whether a batch may mix the client's sessions.
     """
-    bags = arrays.bags
+    bags, size = arrays.bags, work.bits.shape[1] - 1
     begin, end = bags.rank[bags.first[client]], bags.rank[bags.first[client + 1]]
     count = jnp.maximum(end - begin, 1)
     weight: Bool[Array, "window"] = jnp.ones(size, bool)
@@ -146,10 +157,10 @@ def draw(
     else:
         bits = work.bits[step]
         if not mixed:
-            member = _member(arrays, begin + below(count, bits[0]))
+            member = members(federation, arrays, client, begin + below(count, bits[0]))
             begin, count = bags.rank[member], bags.rank[member + 1] - bags.rank[member]
         rank = begin + below(count, bits[1:])
-    member = _member(arrays, rank)
+    member = members(federation, arrays, client, rank)
     session = bags.session[member]
     now = arrays.train.at(session, rank - bags.rank[member])
     place = member - bags.first[client]
@@ -166,7 +177,15 @@ def below(count: Int[Array, ""], bits: UInt32[Array, "*any"]) -> Int[Array, "*an
     return (bits % jnp.maximum(count, 1).astype(jnp.uint32)).astype(jnp.int32)
 
 
-def _member(arrays: Arrays, rank: Array) -> Array:
-    """The member whose windows include a rank."""
-    last = arrays.bags.session.shape[0] - 1
-    return jnp.clip(jnp.searchsorted(arrays.bags.rank, rank, side="right") - 1, 0, last).astype(jnp.int32)
+def members(
+    federation: Federation, arrays: Arrays, client: Int[Array, ""], rank: Int[Array, "*any"]
+) -> Int[Array, "*any"]:
+    """The members of a client's bag whose windows include these ranks.
+
+    A bag of few sessions is compared with all of its members, which is one function to compile and no loop;
+    a larger one is searched.
+    """
+    bags, first, size = arrays.bags, arrays.bags.first[client], federation.max_sessions
+    begins = bags.rank.at[first + jnp.arange(1, size)].get(mode="clip")
+    method = "compare_all" if size <= _FEW else "scan"
+    return first + jnp.searchsorted(begins, rank, side="right", method=method).astype(jnp.int32)

@@ -24,6 +24,7 @@ from fedjax_vp.federated.grouping.fedgroup import inter_group
 from fedjax_vp.federated.grouping.settings import CFL, IFCA, ByUpdates, FedGroup
 from fedjax_vp.federated.grouping.sketch import sketch
 from fedjax_vp.federated.hierarchy import Grouping, Layout
+from fedjax_vp.federated.keys import FRESH, NOISE, key_of
 from fedjax_vp.federated.levels import LevelState, Membership
 from fedjax_vp.federated.settings import Level, is_soft, parent_level
 from fedjax_vp.models.base import Params
@@ -56,10 +57,10 @@ class Seen(NamedTuple):
 
 
 def begin(
-    layout: Layout, groupings: list[Grouping], init_fn: Callable[[Array], Params], key: Array
+    layout: Layout, groupings: list[Grouping], init_fn: Callable[[Array], Params], seed: ArrayLike
 ) -> tuple[LevelState, ...]:
     """Rows of every level before the first round, with their units where groups are learned."""
-    params = init_fn(jax.random.fold_in(key, 0))
+    params = init_fn(key_of(seed))
     states = levels.init(layout, groupings, params)
     for index, (level, group) in enumerate(zip(layout.levels, groupings, strict=True)):
         settings = settings_of(level)
@@ -69,19 +70,20 @@ def begin(
         state = states[index]._replace(learned=known, members=members(known, group.soft))
         states = (*states[:index], state, *states[index + 1 :])
         if isinstance(settings, IFCA) and not settings.warmup:
-            rows = perturbed(layout, states, index, settings.spread, key)
+            rows = perturbed(layout, states, index, settings.spread, seed)
             if settings.start == "keys":
-                rows |= _fresh(layout, state, index, init_fn, key)
+                rows |= _fresh(layout, state, index, init_fn, seed)
             states = (*states[:index], state._replace(rows=rows), *states[index + 1 :])
     return states
 
 
 def _fresh(
-    layout: Layout, state: LevelState, index: int, init_fn: Callable[[Array], Params], key: Array
+    layout: Layout, state: LevelState, index: int, init_fn: Callable[[Array], Params], seed: ArrayLike
 ) -> Params:
     """The leaves a level is the first to own, from a key for each group."""
     groups = state.learned.share.shape[1]
-    models = jax.vmap(lambda k: init_fn(jax.random.fold_in(key, 1000 + k)))(jnp.arange(groups))  # over groups
+    key = key_of(seed, FRESH)
+    models = jax.vmap(lambda k: init_fn(jax.random.fold_in(key, k)))(jnp.arange(groups))  # over groups
     rows = {}
     for leaf, row in state.rows.items():
         if layout.coarsest(leaf) == index:
@@ -90,7 +92,7 @@ def _fresh(
 
 
 def perturbed(
-    layout: Layout, states: tuple[LevelState, ...], index: int, spread: float, key: Array
+    layout: Layout, states: tuple[LevelState, ...], index: int, spread: float, seed: ArrayLike
 ) -> Params:
     """Copies of each parent group's first row, each moved by noise in proportion to the model's own size.
 
@@ -101,14 +103,14 @@ def perturbed(
         states: rows of every level.
         index: of the level.
         spread: standard deviation of the noise, as a share of the root mean square of the leaf.
-        key: of the run; each run has a start of its own.
+        seed: of the run; each run has a start of its own.
     """
     groups = states[index].learned.share.shape[1]
     spread = spread if groups > 1 else 0.0
     rows, leaves = {}, sorted(states[index].rows.items())
     # One draw for all leaves compiles in a fraction of the time of one each.
     ends = list(itertools.accumulate(groups * row[0].size for _, row in leaves))
-    random = jax.random.normal(jax.random.fold_in(key, 3), (ends[-1],))
+    random = jax.random.normal(key_of(seed, NOISE), (ends[-1],))
     for (begin, end), (leaf, row) in zip(itertools.pairwise([0, *ends]), leaves, strict=True):
         first = row[::groups]
         copied = jnp.repeat(first, groups, axis=0)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fedjax_vp.federated import assignment, levels
+from fedjax_vp.federated import assignment, keys, levels
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated.assignment import Chosen
 from fedjax_vp.federated.federation import Arrays, cut_early
@@ -90,9 +90,9 @@ def first_clients(sim: Simulator, seed: Int[Array, ""], count: int) -> Client:
     """The first `count` clients as a cohort, padded to equal shares of the devices."""
     padded = -(-count // sim.mesh.size) * sim.mesh.size
     index = jnp.minimum(jnp.arange(padded), count - 1)
-    key = jax.random.fold_in(jax.random.key(4), seed)
-    keys = jax.vmap(lambda c: jax.random.fold_in(key, c))(index)  # over clients
-    return Client(index, jnp.arange(padded) < count, keys, None)
+    key = keys.key_of(seed, keys.PLACE)
+    own = jax.vmap(lambda c: jax.random.fold_in(key, c))(index)  # over clients
+    return Client(index, jnp.arange(padded) < count, own, None)
 
 
 def _place_level(

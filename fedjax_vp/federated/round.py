@@ -19,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from fedjax_vp.federated import (
     assignment,
     crowd,
+    keys,
     operations,
     participation,
     pooling,
@@ -36,8 +37,6 @@ from fedjax_vp.federated.precision import products
 from fedjax_vp.federated.settings import Method
 from fedjax_vp.federated.simulator import Simulator
 from fedjax_vp.federated.sums import Totals, Unit
-
-_ROUNDS = 2**30  # and a round's index: the part of a run that the round is
 
 
 class State(NamedTuple):
@@ -90,7 +89,7 @@ def hyper(method: Method, num_rounds: int) -> Hyper:
 def init(sim: Simulator, seed: Int[Array, ""], arrays: Arrays | None = None) -> State:
     """The state before the first round; `arrays`, the federation's, are an argument where this is jitted."""
     arrays = sim.federation.arrays if arrays is None else arrays
-    params = sim.task.predictor.init(jax.random.fold_in(key_of(seed), 0))
+    params = sim.task.predictor.init(keys.key_of(seed))
     clients = None
     if sim.method.local.keep_state:
         rows = {n: sim.federation.max_sessions if n in sim.layout.varying else 1 for n in params}
@@ -99,23 +98,11 @@ def init(sim: Simulator, seed: Int[Array, ""], arrays: Arrays | None = None) -> 
         )
         count = sim.federation.num_clients
         clients = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), one)
-    states = learned_of.begin(sim.layout, sim.groupings, sim.task.predictor.init, key_of(seed))
+    states = learned_of.begin(sim.layout, sim.groupings, sim.task.predictor.init, seed)
     states = crowd.counted(sim.layout, states, arrays, sim.federation.shape)
     experts = tuple(init(one, seed, arrays) for one in sim.experts)
     state = State(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.int32), states, clients, experts)
     return jax.tree.map(jnp.copy, state)  # no buffer twice, so that a chunk may take them all over
-
-
-def key_of(seed: ArrayLike, part: ArrayLike = 0) -> Array:
-    """Key of a run, or of a part of it: these two numbers, for which nothing has to be hashed."""
-    numbers = [jnp.asarray(x).astype(jnp.uint32) for x in (seed, part)]
-    return jax.random.wrap_key_data(jnp.stack(numbers), impl="threefry2x32")
-
-
-def keys_of_round(seed: ArrayLike, index: ArrayLike) -> tuple[Array, Array]:
-    """Keys of a round's cohort and of its local work, of which each client has its own by `fold_in`."""
-    key_cohort, key_local = jax.random.split(key_of(seed, _ROUNDS + jnp.asarray(index)))
-    return key_cohort, key_local
 
 
 def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, RoundInfo]]:
@@ -124,8 +111,7 @@ def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, 
 
     @products("float32")
     def round_fn(state: State, arrays: Arrays, numbers: Hyper) -> tuple[State, RoundInfo]:
-        key = key_of(state.seed)
-        return meet(state, arrays, numbers, key, *invite(sim, state.seed, state.round, arrays))
+        return meet(state, arrays, numbers, *invite(sim, state.seed, state.round, arrays))
 
     return round_fn
 
@@ -139,14 +125,13 @@ def _meeting(sim: Simulator) -> Callable[..., tuple[State, RoundInfo]]:
         state: State,
         arrays: Arrays,
         numbers: Hyper,
-        key: Array,
         cohort: participation.Cohort,
         clients: Client,
     ) -> tuple[State, RoundInfo]:
         clients = clients._replace(state=jax.tree.map(lambda x: x[cohort.client], state.clients))
         clock = (state.round, numbers.num_rounds)
         lr = numbers.local_lr * server.factor(sim.method.local.schedule, *clock)
-        dealt, moved = assignment.assign(sim, state.levels, arrays, clients, state.round, key)
+        dealt, moved = assignment.assign(sim, state.levels, arrays, clients, state.round, state.seed)
         totals, private, loss, finite, seen = train(clients, dealt, arrays, lr)
         reported = cohort.reports & finite
         rows = pool(dealt, totals, arrays, numbers.pooling, clock)
@@ -157,7 +142,7 @@ def _meeting(sim: Simulator) -> Callable[..., tuple[State, RoundInfo]]:
         target = jnp.where(reported, cohort.client, sim.federation.num_clients)
         kept = jax.tree.map(lambda x, new: x.at[target].set(new, mode="drop"), state.clients, private)
         others = zip(beside, state.experts, numbers.experts, strict=True)
-        trained = [one(its, arrays, its_numbers, key, cohort, clients) for one, its, its_numbers in others]
+        trained = [one(its, arrays, its_numbers, cohort, clients) for one, its, its_numbers in others]
         new = State(state.round + 1, state.seed, rows, kept, tuple(one for one, _ in trained))
         info = _info(sim, new, arrays, cohort, (reported, loss))
         healthy = jnp.concatenate([info.healthy, *(its.healthy for _, its in trained)])
@@ -178,11 +163,11 @@ def invite(
         index: of the round.
         arrays: the federation.
     """
-    key_cohort, key_local = keys_of_round(seed, index)
+    key_cohort, key_local = keys.of_round(seed, index)
     cohort = participation.draw(key_cohort, sim.method.participation, sim.federation.num_clients)
     cohort = _deal(sim, cohort, arrays)
-    keys = jax.vmap(lambda c: jax.random.fold_in(key_local, c))(cohort.client)  # over the cohort
-    return cohort, Client(cohort.client, cohort.reports, keys, None)
+    own = jax.vmap(lambda c: jax.random.fold_in(key_local, c))(cohort.client)  # over the cohort
+    return cohort, Client(cohort.client, cohort.reports, own, None)
 
 
 def _info(
