@@ -104,7 +104,7 @@ def sketches(clients: int = 96, sizes: tuple[int, ...] = (64, 256, 1024)) -> lis
     import jax.numpy as jnp
     from workloads import build
 
-    from fedjax_vp.federated import round
+    from fedjax_vp.federated import round, training
     from fedjax_vp.federated.grouping.settings import KMeans
     from fedjax_vp.federated.grouping.similarity import cosine
     from fedjax_vp.federated.grouping.sketch import signs, sketch
@@ -116,7 +116,7 @@ def sketches(clients: int = 96, sizes: tuple[int, ...] = (64, 256, 1024)) -> lis
     sim = simulator(base.federation, base.task.predictor, method, Engine())
     state, arrays = round.init(sim, jnp.int32(0)), base.federation.arrays
     people = round.invite(sim, state.seed, state.round, arrays)[1]
-    seen = jax.jit(round.trainer(sim))(people, state.levels, arrays, jnp.float32(0.05))[4]
+    seen = jax.jit(training.trainer(sim))(people, state.levels, arrays, jnp.float32(0.05))[4]
     whole = np.asarray(seen.sketch["cluster"])[:clients, 0]
     params, leaves, at = base.task.predictor.init(jax.random.key(0)), {}, 0
     for name, leaf in sorted(params.items()):

@@ -48,8 +48,8 @@ def test_moments_are_those_of_an_analysis_of_variance(auto: pools.Case) -> None:
                     if column == slice(None) or p[-1] == column
                 ]
                 wanted = np.mean(parts, axis=0)
-                got = [np.asarray(x[name])[0, at][out] for x in (seen.signal, seen.noise, seen.sigma2)]
-                np.testing.assert_allclose(np.array(got) / (1 - shrinkage.DECAY), wanted, rtol=2e-4)
+                got = np.asarray(seen.moments[name])[:, at][:, out]
+                np.testing.assert_allclose(got / (1 - shrinkage.DECAY), wanted, rtol=2e-4)
     assert float(found[1].variance.weight) == pytest.approx(1 - shrinkage.DECAY)
 
 
@@ -252,7 +252,7 @@ def test_sessions_of_unknown_group_say_nothing_of_its_noise() -> None:
         group, weight = pools.USER[session], np.asarray(units[leaf].weight)
         parts = [_anova(residual[heard], weight[heard], rows, group[heard], 1.0, p) for p in places]
         name, at = pools.bundle_of(case, leaf)
-        sigma2 = np.asarray(found[2].variance.sigma2[name])[0, at][0] / (1 - shrinkage.DECAY)
+        sigma2 = np.asarray(found[2].variance.moments[name])[2, at][0] / (1 - shrinkage.DECAY)
         np.testing.assert_allclose(sigma2, np.mean(parts, axis=0)[2], rtol=2e-4)
 
 

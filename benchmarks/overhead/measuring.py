@@ -21,7 +21,7 @@ from workloads import BATCH, MODELS, RATE, SHAPE
 
 from fedjax_vp import compiling
 from fedjax_vp.data import splits, synthetic
-from fedjax_vp.federated import assignment, federation, regrouping
+from fedjax_vp.federated import assignment, federation, regrouping, training
 from fedjax_vp.federated import learned as learned_of
 from fedjax_vp.federated import round as rounds_of
 from fedjax_vp.federated.federation import Federation
@@ -121,7 +121,7 @@ class _Parts:
             choose = self.compiled(lambda *a: assignment.assign(sim, *a)[0], *args)
             found["choose_s"], dealt = best(choose, *args)
         args = clients, dealt, arrays, numbers.local_lr
-        train = self.compiled(rounds_of.trainer(sim), *args)
+        train = self.compiled(training.trainer(sim), *args)
         idle = clients._replace(reports=jnp.zeros_like(clients.reports))
         found["pass_s"] = best(train, idle, *args[1:])[0]
         whole_s, (totals, _, _, _, seen) = best(train, *args)
@@ -154,7 +154,7 @@ class _Parts:
         sim = simulator(task.federation, task.predictor, replace(method, levels=plain), engine)
         args = clients, rounds_of.init(sim, jnp.int32(0)).levels, task.federation.arrays, lr
         options = compiling.options(sim.mesh)
-        train = jax.jit(products("float32")(rounds_of.trainer(sim)), compiler_options=options)
+        train = jax.jit(products("float32")(training.trainer(sim)), compiler_options=options)
         jax.block_until_ready(train(*args))  # compiles
         return max(pass_s - best(train, *args)[0], 0.0)
 

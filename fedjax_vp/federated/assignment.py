@@ -16,7 +16,6 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -34,7 +33,6 @@ from fedjax_vp.models.base import Inputs, Params
 # Windows judged in one product, where clients choose among the same models. More gain little, and of larger
 # products XLA keeps some memory until the round ends: 5 KB a client with 512 (jax 0.12 on a CPU).
 _TOGETHER = 64
-_SLOTS = np.uint32(2**31)  # of a client's key, what lies before belongs to local steps
 
 
 class Chosen(NamedTuple):
@@ -188,7 +186,7 @@ def candidates(
         size = settings.windows or federation.max_windows
         place = jnp.arange(size)
         if settings.windows:
-            key = jax.random.fold_in(client.key, _SLOTS + slot.astype(jnp.uint32))
+            key = keys.apart(client.key, 1 + slot)
             place = batches.below(count, jax.random.bits(key, (size,)))
         rank = begin + jnp.minimum(place, jnp.maximum(count, 1) - 1)
         at = batches.members(federation, arrays, client.index, rank)

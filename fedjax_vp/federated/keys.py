@@ -32,6 +32,11 @@ def key_of(seed: ArrayLike, part: ArrayLike = INIT) -> Array:
     return jax.random.wrap_key_data(jnp.stack(numbers), impl="threefry2x32")
 
 
+def apart(key: Array, number: ArrayLike) -> Array:
+    """Another key, so far from a hashed one: keys of threefry need no hash to be told apart."""
+    return jax.random.wrap_key_data(jax.random.key_data(key) + jnp.asarray(number).astype(jnp.uint32))
+
+
 def of_round(seed: ArrayLike, index: ArrayLike) -> tuple[Array, Array]:
     """Keys of a round's cohort and of its local work, of which each client has its own by `fold_in`."""
     index = jnp.asarray(index).astype(jnp.uint32)

@@ -1,9 +1,9 @@
 """A whole federated round, and a chunk of them, as one compiled function.
 
-The cohort is dealt to the devices of a mesh; each device trains its clients block by block and adds up
-weighted sums, so that nothing of size clients x parameters exists. The sums meet in one reduction, and
-pooling follows on every device alike. Keys are (seed, round) -> part -> client: a client's draws
-depend neither on its place in the cohort nor on blocks, devices or chunks.
+The cohort is dealt to the devices of a mesh; each trains its clients and adds up weighted sums (`training`),
+so that nothing of size clients x parameters exists. The sums meet in one reduction, and pooling follows on
+every device alike. Keys are (seed, round) -> part -> client: a client's draws depend neither on its place in
+the cohort nor on blocks, devices or chunks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from fedjax_vp.federated import (
@@ -25,18 +24,17 @@ from fedjax_vp.federated import (
     pooling,
     server,
     stretches,
-    sums,
+    training,
 )
 from fedjax_vp.federated import learned as learned_of
-from fedjax_vp.federated.batches import num_steps, steps_of_pass
 from fedjax_vp.federated.federation import Arrays, client_windows
 from fedjax_vp.federated.hierarchy import Layout
 from fedjax_vp.federated.levels import LevelState
-from fedjax_vp.federated.local import Client, ClientResult, Task, local_update, optimizer, slots, weigh
+from fedjax_vp.federated.local import Client, optimizer, weigh
 from fedjax_vp.federated.precision import products
 from fedjax_vp.federated.settings import Method
 from fedjax_vp.federated.simulator import Simulator
-from fedjax_vp.federated.sums import Totals, Unit
+from fedjax_vp.federated.sums import Totals
 
 
 class State(NamedTuple):
@@ -118,7 +116,7 @@ def make_round(sim: Simulator) -> Callable[[State, Arrays, Hyper], tuple[State, 
 
 def _meeting(sim: Simulator) -> Callable[..., tuple[State, RoundInfo]]:
     """What a round does once its cohort is drawn; experts are trained by the same participants."""
-    train, pool = trainer(sim), pooler(sim)
+    train, pool = training.trainer(sim), pooler(sim)
     beside = [_meeting(one) for one in sim.experts]
 
     def meet(
@@ -226,74 +224,6 @@ def _deal(sim: Simulator, cohort: participation.Cohort, arrays: Arrays) -> parti
     return participation.Cohort(*(x[place] for x in cohort))
 
 
-def trainer(sim: Simulator) -> Callable[..., tuple[Totals, Any, Array, Array, learned_of.Seen]]:
-    """Trains a dealt cohort on all devices; sums come back whole, the clients' own outputs sharded.
-
-    Returns:
-        A function of (clients, levels, arrays, learning rate). Clients that do not report take no step, but
-        are added up like the others.
-    """
-    task, layout = sim.task, sim.layout
-    params = _shapes(sim)
-
-    def device_fn(
-        clients: Client, states: tuple[LevelState, ...], arrays: Arrays, lr: Array
-    ) -> tuple[Totals, Any, Array, Array, learned_of.Seen]:
-        def block_fn(totals: Totals, block: Client) -> tuple[Totals, tuple]:
-            result = _train_block(task, states, arrays, block, lr)
-            session = jax.vmap(lambda c: _sessions(task, arrays, c))(block.index)  # over the block
-            totals = sums.add(totals, states, layout, _units(task, result, session))
-            seen = learned_of.Seen(session, result.weight, result.aux)
-            return totals, (result.state, result.loss, result.finite, seen)
-
-        zeros = sums.zeros(layout, params)
-        totals, outputs = stretches.scan(block_fn, zeros, task, arrays, clients, sim.block)
-        return jax.lax.psum(totals, "clients"), *outputs
-
-    own, whole = PartitionSpec("clients"), PartitionSpec()
-    return jax.shard_map(
-        device_fn,
-        mesh=sim.mesh,
-        in_specs=(own, whole, whole, whole),
-        out_specs=(whole, own, own, own, own),
-        check_vma=False,
-    )
-
-
-def _train_block(
-    task: Task, states: tuple[LevelState, ...], arrays: Arrays, block: Client, lr: Array
-) -> ClientResult:
-    """Trains the clients of a block side by side; a client alone loops its own number of steps."""
-    if block.index.shape[0] == 1:
-        one = local_update(task, states, arrays, jax.tree.map(lambda x: x[0], block), lr)
-        return jax.tree.map(lambda x: x[None], one)
-    federation, mixed = task.federation, task.mixed
-    count = jax.vmap(lambda c: steps_of_pass(task.local, federation, arrays, c, mixed))(block.index)
-    bound = jnp.max(num_steps(task.local, jnp.where(block.reports, count, 0)))
-    train = jax.vmap(lambda client: local_update(task, states, arrays, client, lr, bound))  # over the block
-    return train(block)
-
-
-def _sessions(task: Task, arrays: Arrays, client: Int[Array, ""]) -> Int[Array, "slot"]:
-    return slots(arrays, client, task.federation.max_sessions if task.layout.varying else 1)[0]
-
-
-def _units(task: Task, result: ClientResult, session: Int[Array, "client slot"]) -> dict[str, Unit]:
-    """Flattens clients and slots of each leaf into units of pooling."""
-    units = {}
-    for leaf, delta in result.delta.items():
-        apart = leaf in task.layout.varying
-        own = session if apart else session[:, :1]
-        weight = result.weight if apart else jnp.sum(result.weight, axis=1, keepdims=True)
-        count = own.size
-        flat = delta.reshape(count, *delta.shape[2:])
-        covered = result.coverage[leaf].reshape(count, *result.coverage[leaf].shape[2:])
-        halves = result.halves[leaf].reshape(flat.shape) if result.halves else jnp.zeros((0,))
-        scale = weight.reshape(count, *(1,) * (flat.ndim - 1))
-        units[leaf] = Unit(flat, halves, scale * covered, own.reshape(count))
-    return units
-
-
 def pooler(sim: Simulator) -> Callable[..., tuple[LevelState, ...]]:
     """Divides a round's sums among the levels: a function of (levels, sums, arrays, numbers, clock)."""
 
@@ -307,10 +237,6 @@ def pooler(sim: Simulator) -> Callable[..., tuple[LevelState, ...]]:
         return pooling.pool(sim.layout, states, totals, _population(sim, arrays), numbers, clock)
 
     return pool
-
-
-def _shapes(sim: Simulator) -> sums.Shapes:
-    return jax.eval_shape(sim.task.predictor.init, jax.random.key(0))
 
 
 def _population(sim: Simulator, arrays: Arrays) -> Float[Array, ""]:

@@ -27,11 +27,12 @@ DECAY = 0.95  # of the running averages over rounds
 
 
 class Variance(NamedTuple):
-    """Running averages, per bundle: its statistics, [1, ...]."""
+    """Running averages, per bundle: its statistics, [3, ...]: signal, noise and sigma^2.
 
-    signal: Params  # mean over groups of z^2
-    noise: Params  # mean over groups of sigma^2 / n
-    sigma2: Params
+    Signal is the mean over groups of z^2, noise that of sigma^2 / n.
+    """
+
+    moments: Params
     weight: Float[Array, ""]  # of the averages, for their bias correction
 
 
@@ -49,12 +50,12 @@ class Moments(NamedTuple):
 
 def init(bundles: dict[str, Bundle]) -> Variance:
     """Empty averages for the bundles of a level."""
-    zero = {n: jnp.zeros((1, *bundle.stat_shape)) for n, bundle in bundles.items()}
-    return Variance(zero, dict(zero), dict(zero), jnp.zeros(()))
+    zero = {n: jnp.zeros((3, *bundle.stat_shape)) for n, bundle in bundles.items()}
+    return Variance(zero, jnp.zeros(()))
 
 
-def observe(bundle: Bundle, moments: Moments) -> tuple[Array, Array, Array]:
-    """Signal, noise and sigma^2 of one round, each [1, ...] as in `Variance`."""
+def observe(bundle: Bundle, moments: Moments) -> Array:
+    """Signal, noise and sigma^2 of one round, [3, ...] as in `Variance`."""
     active = moments.weight > 0
     weight = jnp.where(active, moments.weight, 1.0)
     per_client = jnp.where(active, moments.square_weight / weight**2, 0.0)  # 1 / n_g
@@ -68,18 +69,13 @@ def observe(bundle: Bundle, moments: Moments) -> tuple[Array, Array, Array]:
     size = jnp.maximum(count / jnp.maximum(jnp.sum(active, axis=0).max(), 1), 1.0)
     degrees = jnp.maximum(count - (size if moments.centered else 0.0), size)
     signal = bundle.total(jnp.where(active, moments.z**2, 0.0)) / degrees
-    return signal, sigma2 * shares / jnp.maximum(count, 1.0), sigma2
+    return jnp.concatenate([signal, sigma2 * shares / jnp.maximum(count, 1.0), sigma2])
 
 
-def average(old: Variance, seen: dict[str, tuple[Array, Array, Array]]) -> Variance:
-    """Adds a round to the running averages; a round in which nobody took part changes nothing."""
-    if not seen:
-        return old
-    signal, noise, sigma2 = (
-        {n: DECAY * field[n] + (1 - DECAY) * seen[n][i] for n in field}
-        for i, field in enumerate((old.signal, old.noise, old.sigma2))
-    )
-    return Variance(signal, noise, sigma2, DECAY * old.weight + (1 - DECAY))
+def average(old: Variance, seen: dict[str, Array]) -> Variance:
+    """Adds a round to the running averages."""
+    moments = {n: DECAY * x + (1 - DECAY) * seen[n] for n, x in old.moments.items()}
+    return Variance(moments, DECAY * old.weight + (1 - DECAY))
 
 
 def factor(
@@ -90,9 +86,10 @@ def factor(
 ) -> Array:
     """s_g of (2) for a bundle; 1 where there is neither signal nor noise."""
     correction = jnp.maximum(variance.weight, 1e-12)
-    tau2 = jnp.maximum(variance.signal[name] - variance.noise[name], 0.0) / correction
+    signal, noise, sigma2 = jnp.split(variance.moments[name] / correction, 3)
+    tau2 = jnp.maximum(signal - noise, 0.0)
     active = weight > 0
-    noise = variance.sigma2[name] / correction * jnp.where(active, square_weight, 1.0)
+    noise = sigma2 * jnp.where(active, square_weight, 1.0)
     noise = noise / jnp.where(active, weight, 1.0) ** 2
     total = tau2 + noise
     return jnp.where(total > 0, tau2 / jnp.where(total > 0, total, 1.0), 1.0)
