@@ -19,6 +19,7 @@ from fedjax_vp.errors import UserError
 
 Tree = TypeVar("Tree")
 KEEP = 2
+FORMAT = 2  # raised when a run would go on from a state otherwise: with other draws, or other sketches
 
 
 class Checkpoints:
@@ -56,7 +57,8 @@ class Checkpoints:
             self._damaged.remove(round_index)
         import orbax.checkpoint as ocp
 
-        args = ocp.args.Composite(state=ocp.args.StandardSave(_leaves(state)), log=ocp.args.JsonSave(log))
+        kept = {"format": np.asarray(FORMAT), **_leaves(state)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(kept), log=ocp.args.JsonSave(log))
         self._manager.save(round_index, args=args)
         self._manager.wait_until_finished()
 
@@ -67,7 +69,7 @@ class Checkpoints:
             template: a state of the same structure, shapes and dtypes.
 
         Raises:
-            UserError: checkpoints exist, but were written by a run of other shapes.
+            UserError: checkpoints exist, but were written by a run of other shapes, or by another version.
         """
         if self._manager is None:
             return None
@@ -82,9 +84,9 @@ class Checkpoints:
             except (OSError, ValueError, KeyError):  # half written, or damaged since: take the one before
                 self._damaged.add(step)
                 continue
-            if {n: (x.shape, x.dtype) for n, x in found["state"].items()} != {
-                n: (x.shape, x.dtype) for n, x in wanted.items()
-            }:
+            kept = {n: (x.shape, x.dtype) for n, x in found["state"].items() if n != "format"}
+            same = kept == {n: (x.shape, x.dtype) for n, x in wanted.items()}
+            if not same or found["state"].get("format") != FORMAT:
                 raise UserError(
                     f"{self.folder}: the checkpoint of round {step} is of another model, method or version; "
                     "resume with the config and version that wrote it, or start in a new folder"

@@ -108,7 +108,8 @@ def of_prefixes(
     predictor: Predictor, models: Params, inputs: Inputs
 ) -> Float[Array, "prefix window horizon 3"]:
     """Predictions of all prefixes in a loop: the model is compiled once, not once for each of them."""
-    return jax.lax.map(lambda model: predictor.apply(model, inputs), models)
+    view = predictor.see(inputs)
+    return jax.lax.map(lambda model: predictor.directions(predictor.output(model, view), view), models)
 
 
 def adapt(sim: Simulator, model: Params, state: State, arrays: Arrays, session: Int[Array, ""]) -> Params:

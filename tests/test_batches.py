@@ -38,11 +38,12 @@ def worker(fed: Federation, settings: Local, mixed: bool) -> Callable[[jax.Array
     clients = jnp.arange(fed.num_clients)
     per_pass = jax.vmap(lambda c: batches.steps_of_pass(settings, fed, fed.arrays, c, mixed))(clients)
     most = int(batches.num_steps(settings, per_pass).max())
+    size = batches.batch_size(settings, fed)
 
     @jax.jit
     def run(client: jax.Array) -> tuple:
         plan = batches.plan(jax.random.key(5), settings, fed, fed.arrays, client, mixed)
-        draw = jax.vmap(lambda i: batches.draw(plan, i, fed, fed.arrays, client, mixed))  # over steps
+        draw = jax.vmap(lambda i: batches.draw(plan, i, size, fed, fed.arrays, client, mixed))  # over steps
         return plan.steps, draw(jnp.arange(most))
 
     return run
@@ -162,3 +163,21 @@ def test_work_grows_with_a_clients_windows_in_epochs_only(by_user: Federation) -
         size = batches.batch_size(settings, by_user)
         found = [int(batches.num_steps(settings, jnp.int32(-(-n // size)))) for n in (1, 4, 5, 20)]
         assert found == wanted
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+@pytest.mark.parametrize(
+    "settings", [Local(batch=4, steps=9), Local(batch=4, epochs=1.0)], ids=["free", "order"]
+)
+def test_members_of_large_bags_are_those_of_small_ones(
+    by_user: Federation, settings: Local, mixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [work(by_user, settings, client, mixed) for client in range(by_user.num_clients)]
+    monkeypatch.setattr(batches, "_FEW", 0)
+    worker.cache_clear()
+    again = [work(by_user, settings, client, mixed) for client in range(by_user.num_clients)]
+    worker.cache_clear()
+    assert sum(map(len, found)) > by_user.num_clients
+    for few, many in zip(found, again, strict=True):
+        for a, b in zip(few, many, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, a, b)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fedjax_vp import checkpoint
 from fedjax_vp.checkpoint import KEEP, Checkpoints
 from fedjax_vp.errors import UserError
 
@@ -87,6 +88,15 @@ DAMAGED = pytest.mark.filterwarnings(
 
 def files(folder: Path, step: int) -> list[Path]:
     return sorted(p for p in (folder / str(step)).rglob("*") if p.is_file())
+
+
+def test_a_checkpoint_of_another_format_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arrays are as they should be, but a run would go on from them with other draws."""
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    again = Checkpoints(folder)
+    with pytest.raises(UserError, match="another model, method or version"):
+        again.latest(state(0))
+    again.close()
 
 
 @DAMAGED

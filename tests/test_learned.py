@@ -31,7 +31,7 @@ def test_one_group_is_fedavg() -> None:
     one = case(method, table=True)
     state, fed = one.start(), one.sim.federation
     model = jax.device_get(levels.model_of(state.levels, jnp.int32(0)))
-    init = probe.predictor(table=True).init(keys.key_of(state.seed))
+    init = probe.predictor(table=True).init(keys.key_of(state.seed, keys.INIT))
     for leaf, value in init.items():  # a single row has no symmetry to break
         np.testing.assert_array_equal(model[leaf], value)
     for _ in range(3):
@@ -164,7 +164,7 @@ def test_each_run_starts_from_rows_of_its_own() -> None:
     method = one_level(IFCA(groups=3, windows=0, spread=0.1))
     sim = simulator(grouped.federation(), probe.predictor(), method, probe.ONE)
     init = jax.jit(lambda seed: rounds.init(sim, seed).levels[0].rows["body"])
-    base = jax.jit(lambda seed: probe.predictor().init(keys.key_of(seed))["body"])
+    base = jax.jit(lambda seed: probe.predictor().init(keys.key_of(seed, keys.INIT))["body"])
     noise = [np.asarray(init(seed) - base(seed)[None]) for seed in (0, 1)]
     assert all(len({tuple(x) for x in rows.round(6)}) == 3 for rows in noise)
     size = [np.sqrt(np.mean(np.asarray(base(seed)) ** 2)) for seed in (0, 1)]

@@ -15,10 +15,11 @@ import toy
 
 from fedjax_vp.federated import batches, levels
 from fedjax_vp.federated import round as rounds
+from fedjax_vp.federated.components import Components, mixture
 from fedjax_vp.federated.federation import gather
-from fedjax_vp.federated.local import Client, ClientResult, local_update, scatter, slots, weigh
-from fedjax_vp.federated.settings import Level, Method, Pooling
-from fedjax_vp.federated.simulator import Simulator
+from fedjax_vp.federated.local import Client, ClientResult, _loss, local_update, scatter, slots, start, weigh
+from fedjax_vp.federated.settings import Level, Local, Method, Pooling
+from fedjax_vp.federated.simulator import Simulator, simulator
 
 TRACES = toy.traces()
 SPLIT = toy.split(TRACES)
@@ -142,7 +143,7 @@ def replay(one: Case, client: int) -> Replay:
     part = round(size * local.prefix_share / prefixes) if prefixes else 0
     places = scatter(size) if prefixes else np.arange(size)
     for step in range(int(plan.steps)):
-        batch = batches.draw(plan, jnp.int32(step), fed, fed.arrays, jnp.int32(client), sim.task.mixed)
+        batch = batches.draw(plan, jnp.int32(step), size, fed, fed.arrays, jnp.int32(client), sim.task.mixed)
         slot = int(batch.slot)
         visited[slot] = 1
         real = np.asarray(batch.weight) > 0
@@ -273,3 +274,47 @@ def test_a_result_that_is_not_finite_is_emptied() -> None:
     assert not any(x.any() for x in found.delta.values())
     assert not found.weight.any()
     assert float(found.loss) == 0
+
+
+@pytest.mark.parametrize("count", [1, 3], ids=["network", "mixture"])
+def test_prefixes_of_a_network_predict_as_by_themselves(count: int) -> None:
+    """What they see and how outputs become directions is shared, their outputs are laid side by side."""
+    method = Method(
+        levels=(
+            Level("global", owns=("*", "!video_table")),
+            Level("video", by="video"),
+            Level("user", by="user", owns=("head/*",)),
+        ),
+        local=Local(batch=12, prefix_share=0.5),
+    )
+    predictor = mixture(Components(count=count), toy.predictor(table=int(count == 1)))
+    sim = simulator(toy.federation(), predictor, method, probe.ONE)
+    arrays, rng = sim.federation.arrays, np.random.default_rng(0)
+    states = tuple(
+        state._replace(
+            rows={n: x + jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32) for n, x in state.rows.items()}
+        )
+        for state in rounds.init(sim, jnp.int32(0)).levels
+    )
+    session, now = jnp.full(12, 5), arrays.train.at(jnp.full(12, 5), jnp.arange(12) % arrays.train.count[5])
+    windows, weight = gather(arrays, toy.SHAPE, session, now), jnp.asarray([1.0] * 10 + [0.0] * 2)
+    batch = batches.Batch(jnp.int32(0), session, 0 * session, now, weight)
+    theta, lacks = start(sim.task, states, session[:1])
+    value, slope = jax.jit(jax.value_and_grad(lambda p: _loss(p, sim.task, lacks, windows, batch)))(theta)
+    models, loss_fn = levels.models_of(states, session[0]), sim.task.local.loss.build()
+    order = scatter(12)
+    parts = [order[:3], order[3:6], order[6:]]  # a quarter each for the two shallower prefixes
+
+    def by_hand(theta: dict[str, jax.Array]) -> jax.Array:
+        total = jnp.zeros(())
+        for depth, (model, mine) in enumerate(zip(models, parts, strict=True)):
+            moved = {n: x + theta[n][0] - models[-1][n] for n, x in model.items()}
+            moved = {n: x if sim.layout.coarsest(n) <= depth else model[n] for n, x in moved.items()}
+            inputs, target = jax.tree.map(lambda x, mine=mine: x[mine], windows)
+            total += weight[mine] @ predictor.loss(moved, inputs, target, loss_fn)
+        return total / jnp.sum(weight)
+
+    wanted, wanted_slope = jax.jit(jax.value_and_grad(by_hand))(theta)
+    assert float(value) == pytest.approx(float(wanted), rel=1e-5)
+    for leaf, x in wanted_slope.items():
+        np.testing.assert_allclose(slope[leaf], x, atol=1e-5)

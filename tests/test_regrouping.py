@@ -95,9 +95,8 @@ OTHERS = {
     "madc": FedGroup(groups=2, warmup=2, sketch=16, measure="madc"),
     "cosine": Hierarchical(groups=2, warmup=2, sketch=16),
     "ward": Hierarchical(groups=2, warmup=2, sketch=16, metric="l2", linkage="ward"),
-    "threshold": Hierarchical(
-        groups=2, warmup=2, sketch=16, threshold=0.5
-    ),  # 0 within groups, about 1 across
+    # Distances are 0 within groups, about 1 across.
+    "threshold": Hierarchical(groups=2, warmup=2, sketch=16, threshold=0.5),
 }
 
 

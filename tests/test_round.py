@@ -155,9 +155,11 @@ def test_every_seed_and_every_round_draws_for_itself() -> None:
     """Seeds are 32 bits, and negative as the state holds them."""
     seeds = np.array([0, 1, 2, 2**31 - 1, -1, -(2**31)], np.int32)
     parts = [keys.of_round(seed, index) for seed in seeds for index in range(3)]
-    parts += [(keys.key_of(seed), keys.key_of(seed, keys.NOISE)) for seed in seeds]
+    parts += [(keys.key_of(seed, keys.INIT), keys.key_of(seed, keys.NOISE)) for seed in seeds]
+    client = jax.random.fold_in(keys.of_round(0, 0)[1], 7)
+    parts += [(keys.apart(client, index), keys.apart(client, keys.STEPS + index)) for index in range(3)]
     drawn = {int(jax.random.bits(key)) for pair in parts for key in pair}
-    assert len(drawn) == 2 * 4 * len(seeds)
+    assert len(drawn) == 2 * (4 * len(seeds) + 3)
 
 
 def test_one_full_batch_step_of_all_clients_is_centralized_gradient_descent() -> None:

@@ -211,13 +211,14 @@ def judge(task: Task, states: tuple[LevelState, ...], index: int, chosen: Chosen
     groups = learned.share.shape[1]
     alone = state.mass.shape[0] == groups  # one parent group: its rows are nobody's in particular
     model_of = with_row(task, states, index, chosen.session)
-    inputs, target = chosen.windows
-    loss_fn = task.local.loss.build()
+    (inputs, target), loss_fn = chosen.windows, task.local.loss.build()
+    view = task.predictor.see(inputs)
 
     def one(group: Int[Array, ""]) -> Array:
         row = group if alone else learned.within[unit] * groups + group
         model = model_of({n: rows[row] for n, rows in state.rows.items()})
-        return task.predictor.loss(model, inputs, target, loss_fn, chosen.seen)
+        output = task.predictor.output(model, view)
+        return task.predictor.loss_of(output, view, target, loss_fn, chosen.seen)
 
     loss = jax.lax.map(one, jnp.arange(groups))  # [group, window]
     if isinstance(settings, IFCA) and settings.soft:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from fedjax_vp.federated import keys
 from fedjax_vp.federated.federation import Arrays, Federation, client_windows
 from fedjax_vp.federated.settings import Local
 
@@ -34,10 +35,10 @@ class Batch(NamedTuple):
 class Plan(NamedTuple):
     """A client's work of a round, drawn once.
 
-    Orders and batches are empty where windows are drawn freely, bits where they are taken in order.
+    Orders and batches are empty where windows are drawn freely, step by step.
     """
 
-    bits: UInt32[Array, "step draw"]  # for the session of a step, and for each of its windows
+    key: Array  # the client's
     steps: Int[Array, ""]  # gradient steps to take: 0 without data
     per_pass: Int[Array, ""]  # steps in one pass over the client's windows
     order: Int[Array, "pass rank"]  # the client's windows in the order of each pass
@@ -69,8 +70,7 @@ def plan(
     size, most = batch_size(settings, federation), federation.max_windows
     if not passes:
         none = jnp.zeros((0, 0), jnp.int32)
-        return Plan(jax.random.bits(key, (settings.steps, 1 + size)), steps, per_pass, none, none)
-    bits = jnp.zeros((0, 1 + size), jnp.uint32)
+        return Plan(key, steps, per_pass, none, none)
     place = jnp.arange(most)
     count = client_windows(arrays, client)
     drawn = jax.random.uniform(key, (passes, most + (0 if mixed else federation.max_sessions)))
@@ -78,7 +78,7 @@ def plan(
     if mixed:
         beyond = jnp.where(place < count, 0.0, 2.0)
         order = jnp.argsort(chance + beyond[None, :], axis=1).astype(jnp.int32)
-        return Plan(bits, steps, per_pass, order, jnp.broadcast_to((place // size)[None, :], order.shape))
+        return Plan(key, steps, per_pass, order, jnp.broadcast_to((place // size)[None, :], order.shape))
     bags, first = arrays.bags, arrays.bags.first[client]
     own = jnp.where(
         place < count,
@@ -92,7 +92,7 @@ def plan(
     new = jnp.pad(session[:, 1:] != session[:, :-1], ((0, 0), (1, 0)))
     since = place[None, :] - jax.lax.cummax(jnp.where(new, place[None, :], 0), axis=1)
     opens = (new | (since % size == 0)).astype(jnp.int32)
-    return Plan(bits, steps, per_pass, order, jnp.cumsum(opens, axis=1) - 1)
+    return Plan(key, steps, per_pass, order, jnp.cumsum(opens, axis=1) - 1)
 
 
 def steps_of_pass(
@@ -127,6 +127,7 @@ def _passes(settings: Local) -> float:
 def draw(
     work: Plan,
     step: Int[Array, ""],
+    size: int,
     federation: Federation,
     arrays: Arrays,
     client: Int[Array, ""],
@@ -137,12 +138,13 @@ def draw(
     Args:
         work: the client's plan.
         step: index of the step.
+        size: windows in a batch.
         federation: for static sizes.
-        arrays: the federation.
+        arrays: the federation's.
         client: the client.
         mixed: whether a batch may mix the client's sessions.
     """
-    bags, size = arrays.bags, work.bits.shape[1] - 1
+    bags = arrays.bags
     begin, end = bags.rank[bags.first[client]], bags.rank[bags.first[client + 1]]
     count = jnp.maximum(end - begin, 1)
     weight: Bool[Array, "window"] = jnp.ones(size, bool)
@@ -155,7 +157,7 @@ def draw(
         position = jnp.where(weight, position, begins)  # padding repeats the first, of the same session
         rank = begin + order[jnp.minimum(position, count - 1)]
     else:
-        bits = work.bits[step]
+        bits = jax.random.bits(keys.apart(work.key, keys.STEPS + step), (1 + size,))  # session, windows
         if not mixed:
             member = members(federation, arrays, client, begin + below(count, bits[0]))
             begin, count = bags.rank[member], bags.rank[member + 1] - bags.rank[member]
@@ -182,10 +184,12 @@ def members(
 ) -> Int[Array, "*any"]:
     """The members of a client's bag whose windows include these ranks.
 
-    A bag of few sessions is compared with all of its members, which is one function to compile and no loop;
-    a larger one is searched.
+    A rank is compared with all members of a small bag, which is one function to compile and no loop; among
+    those of a large bag it is searched.
     """
     bags, first, size = arrays.bags, arrays.bags.first[client], federation.max_sessions
+    if size > _FEW:
+        last = bags.session.shape[0] - 1
+        return jnp.clip(jnp.searchsorted(bags.rank, rank, side="right") - 1, 0, last).astype(jnp.int32)
     begins = bags.rank.at[first + jnp.arange(1, size)].get(mode="clip")
-    method = "compare_all" if size <= _FEW else "scan"
-    return first + jnp.searchsorted(begins, rank, side="right", method=method).astype(jnp.int32)
+    return first + jnp.searchsorted(begins, rank, side="right", method="compare_all").astype(jnp.int32)

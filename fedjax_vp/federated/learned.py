@@ -18,13 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from fedjax_vp.federated import levels
+from fedjax_vp.federated import keys, levels
 from fedjax_vp.federated.grouping import split_tree
 from fedjax_vp.federated.grouping.fedgroup import inter_group
 from fedjax_vp.federated.grouping.settings import CFL, IFCA, ByUpdates, FedGroup
 from fedjax_vp.federated.grouping.sketch import sketch
 from fedjax_vp.federated.hierarchy import Grouping, Layout
-from fedjax_vp.federated.keys import FRESH, NOISE, key_of
 from fedjax_vp.federated.levels import LevelState, Membership
 from fedjax_vp.federated.settings import Level, is_soft, parent_level
 from fedjax_vp.models.base import Params
@@ -60,7 +59,7 @@ def begin(
     layout: Layout, groupings: list[Grouping], init_fn: Callable[[Array], Params], seed: ArrayLike
 ) -> tuple[LevelState, ...]:
     """Rows of every level before the first round, with their units where groups are learned."""
-    params = init_fn(key_of(seed))
+    params = init_fn(keys.key_of(seed, keys.INIT))
     states = levels.init(layout, groupings, params)
     for index, (level, group) in enumerate(zip(layout.levels, groupings, strict=True)):
         settings = settings_of(level)
@@ -82,7 +81,7 @@ def _fresh(
 ) -> Params:
     """The leaves a level is the first to own, from a key for each group."""
     groups = state.learned.share.shape[1]
-    key = key_of(seed, FRESH)
+    key = keys.key_of(seed, keys.FRESH)
     models = jax.vmap(lambda k: init_fn(jax.random.fold_in(key, k)))(jnp.arange(groups))  # over groups
     rows = {}
     for leaf, row in state.rows.items():
@@ -110,13 +109,13 @@ def perturbed(
     rows, leaves = {}, sorted(states[index].rows.items())
     # One draw for all leaves compiles in a fraction of the time of one each.
     ends = list(itertools.accumulate(groups * row[0].size for _, row in leaves))
-    random = jax.random.normal(key_of(seed, NOISE), (ends[-1],))
-    for (begin, end), (leaf, row) in zip(itertools.pairwise([0, *ends]), leaves, strict=True):
+    random = jax.random.normal(keys.key_of(seed, keys.NOISE), (ends[-1],))
+    for (start, end), (leaf, row) in zip(itertools.pairwise([0, *ends]), leaves, strict=True):
         first = row[::groups]
         copied = jnp.repeat(first, groups, axis=0)
         owner = states[layout.coarsest(leaf)].rows[leaf][0]
         size = jnp.sqrt(jnp.mean(owner**2))
-        noise = random[begin:end].reshape(groups, *row.shape[1:])
+        noise = random[start:end].reshape(groups, *row.shape[1:])
         rows[leaf] = copied + spread * size * jnp.tile(noise, (first.shape[0], *(1,) * (row.ndim - 1)))
     return rows
 

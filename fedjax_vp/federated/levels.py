@@ -30,7 +30,7 @@ class Membership(NamedTuple):
 
 
 class LevelState(NamedTuple):
-    """What the server keeps of a level; every array but `members` has a leading group axis."""
+    """What the server keeps of a level; rows, optimizer and masses have a leading group axis."""
 
     rows: Params
     optimizer: Any

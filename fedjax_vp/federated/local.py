@@ -158,9 +158,10 @@ def local_update(
         theta = crowd.without_own(theta, arrays, federation.shape, session, real)
     traces, row = bag_traces(task, arrays, client)
     update_fn = optimizer(settings).update
+    size = batches.batch_size(settings, federation)
 
     def step(index: Array, carry: Progress) -> Progress:
-        batch = batches.draw(work, index, federation, arrays, client.index, task.mixed)
+        batch = batches.draw(work, index, size, federation, arrays, client.index, task.mixed)
         active = index < work.steps
         windows = cut(traces, federation.shape, row[batch.place], batch.now)
         with products(task.precision):

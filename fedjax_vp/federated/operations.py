@@ -107,7 +107,7 @@ def rebase(
 
 
 def all_finite(arrays: Iterable[Array]) -> Bool[Array, ""]:
-    """Whether every number is finite (and none beyond 1e19, whose square is not).
+    """Whether every number is finite, and so are the arrays' squared norms (norms below 1.8e19).
 
     An array's product with itself is one call of a library; a test of every number and the reduction of the
     answers would be three functions to compile for each array. Small ones are laid side by side.

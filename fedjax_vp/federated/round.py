@@ -2,8 +2,8 @@
 
 The cohort is dealt to the devices of a mesh; each trains its clients and adds up weighted sums (`training`),
 so that nothing of size clients x parameters exists. The sums meet in one reduction, and pooling follows on
-every device alike. Keys are (seed, round) -> part -> client: a client's draws depend neither on its place in
-the cohort nor on blocks, devices or chunks.
+every device alike. Keys are (seed, part and round) -> client: a client's draws depend neither on its place
+in the cohort nor on blocks, devices or chunks.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def hyper(method: Method, num_rounds: int) -> Hyper:
 def init(sim: Simulator, seed: Int[Array, ""], arrays: Arrays | None = None) -> State:
     """The state before the first round; `arrays`, the federation's, are an argument where this is jitted."""
     arrays = sim.federation.arrays if arrays is None else arrays
-    params = sim.task.predictor.init(keys.key_of(seed))
+    params = sim.task.predictor.init(keys.key_of(seed, keys.INIT))
     clients = None
     if sim.method.local.keep_state:
         rows = {n: sim.federation.max_sessions if n in sim.layout.varying else 1 for n in params}
@@ -177,6 +177,7 @@ def _info(
 ) -> RoundInfo:
     reported, loss = heard
     sessions = arrays.bags.first[cohort.client + 1] - arrays.bags.first[cohort.client]
+    # Invited, reported and lost clients, sessions sent and received: one sum to compile.
     told = [cohort.invited, reported, cohort.reports & ~reported]
     told += [jnp.where(who, sessions, 0) for who in told[:2]]
     invited, count, lost, down, up = jnp.sum(jnp.stack(told).astype(jnp.int32), axis=1)

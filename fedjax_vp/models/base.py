@@ -1,7 +1,7 @@
 """What every predictor is: pure functions over a flat dict of parameters, `init` and `apply`.
 
-`apply` has three steps, of which only the middle one depends on the parameters: what several models do with
-the same windows (the prefixes of a hierarchy, say) they share but for that.
+`apply` has three steps, of which only the middle one depends on the parameters: several models (the prefixes
+of a hierarchy, the candidates of a choice) share the others.
 """
 
 from __future__ import annotations

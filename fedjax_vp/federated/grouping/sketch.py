@@ -15,6 +15,7 @@ small ones lie side by side, and updates of at most `size` numbers are kept exac
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -69,9 +70,13 @@ def signs(seed: int, delta: Params) -> dict[str, np.ndarray]:
 
 @lru_cache(maxsize=64)
 def _drawn(seed: int, sizes: tuple[tuple[str, int], ...]) -> dict[str, np.ndarray]:
-    """Every level and every trace asks for the same."""
-    random = np.random.Generator(np.random.Philox(seed))
-    return {n: (2 * random.integers(0, 2, size, np.int8) - 1).astype(np.float32) for n, size in sizes}
+    """Every level and every trace asks for the same; the raw bits are those of any NumPy."""
+    total = sum(size for _, size in sizes)
+    bits = np.unpackbits(np.random.Philox(seed).random_raw(-(-total // 64)).astype("<u8").view(np.uint8))
+    drawn = 2 * bits.astype(np.float32) - 1
+    drawn.setflags(write=False)
+    ends = itertools.accumulate(size for _, size in sizes)
+    return {name: drawn[end - size : end] for (name, size), end in zip(sizes, ends, strict=True)}
 
 
 def _width(shape: tuple[int, ...], size: int) -> int:
