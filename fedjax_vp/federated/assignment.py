@@ -66,8 +66,7 @@ def assign(
         The levels, and how many units changed groups at each.
     """
     moved = [jnp.zeros((), jnp.int32)] * len(states)
-    size = sim.federation.max_sessions if sim.layout.varying else 1
-    session = jax.vmap(lambda c: slots(arrays, c, size)[0])(clients.index)  # over the cohort
+    session = jax.vmap(lambda c: slots(arrays, c, sim.task.num_slots)[0])(clients.index)  # over the cohort
     for index, level in enumerate(sim.layout.levels):
         states = learned_of.follow(sim.layout.levels, states, index)
         if not isinstance(level.grouping, IFCA):
@@ -175,7 +174,7 @@ def candidates(
     """
     settings = cast(IFCA, task.layout.levels[index].grouping)
     federation, bags = task.federation, arrays.bags
-    session, real = slots(arrays, client.index, federation.max_sessions if task.layout.varying else 1)
+    session, real = slots(arrays, client.index, task.num_slots)
     first = bags.first[client.index]
     traces, row = bag_traces(task, arrays, client)
 

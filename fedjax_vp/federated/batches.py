@@ -67,10 +67,10 @@ def plan(
     """
     per_pass = steps_of_pass(settings, federation, arrays, client, mixed)
     steps, passes = num_steps(settings, per_pass), math.ceil(_passes(settings))
-    size, most = batch_size(settings, federation), federation.max_windows
     if not passes:
         none = jnp.zeros((0, 0), jnp.int32)
         return Plan(key, steps, per_pass, none, none)
+    size, most = batch_size(settings, federation), federation.max_windows
     place = jnp.arange(most)
     count = client_windows(arrays, client)
     drawn = jax.random.uniform(key, (passes, most + (0 if mixed else federation.max_sessions)))

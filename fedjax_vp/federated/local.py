@@ -61,7 +61,12 @@ class Task(NamedTuple):
     @property
     def mixed(self) -> bool:
         """Whether one model serves the whole bag, so that a batch may mix its sessions."""
-        return not self.layout.varying or self.federation.max_sessions == 1
+        return self.num_slots == 1
+
+    @property
+    def num_slots(self) -> int:
+        """Sessions of a client that are told apart: 1 where one model serves them all."""
+        return self.federation.max_sessions if self.layout.varying else 1
 
     @property
     def halves(self) -> bool:
@@ -149,7 +154,7 @@ def local_update(
         bound: steps of the loop; those beyond the client's own work change nothing (default: its own work).
     """
     federation, layout, settings = task.federation, task.layout, task.local
-    session, real = slots(arrays, client.index, federation.max_sessions if layout.varying else 1)
+    session, real = slots(arrays, client.index, task.num_slots)
     count = client_windows(arrays, client.index)
     work = batches.plan(client.key, settings, federation, arrays, client.index, task.mixed)
     work = work._replace(steps=jnp.where(client.reports, work.steps, 0))

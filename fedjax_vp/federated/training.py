@@ -39,7 +39,7 @@ def trainer(sim: Simulator) -> Callable[..., tuple[Totals, Any, Array, Array, Se
     ) -> tuple[Totals, Any, Array, Array, Seen]:
         def block_fn(totals: Totals, block: Client) -> tuple[Totals, tuple]:
             result = _train_block(task, states, arrays, block, lr)
-            session = jax.vmap(lambda c: _sessions(task, arrays, c))(block.index)  # over the block
+            session = jax.vmap(lambda c: slots(arrays, c, task.num_slots)[0])(block.index)  # over the block
             totals = sums.add(totals, states, layout, _units(task, result, session))
             seen = Seen(session, result.weight, result.aux)
             return totals, (result.state, result.loss, result.finite, seen)
@@ -70,10 +70,6 @@ def _train_block(
     bound = jnp.max(num_steps(task.local, jnp.where(block.reports, count, 0)))
     train = jax.vmap(lambda client: local_update(task, states, arrays, client, lr, bound))  # over the block
     return train(block)
-
-
-def _sessions(task: Task, arrays: Arrays, client: Int[Array, ""]) -> Int[Array, "slot"]:
-    return slots(arrays, client, task.federation.max_sessions if task.layout.varying else 1)[0]
 
 
 def _units(task: Task, result: ClientResult, session: Int[Array, "client slot"]) -> dict[str, Unit]:
